@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emlib.data.chat import Encoded
-from emlib.models.kernels import packs
+from emlib.models.kernels import packs, shares
 from emlib.models.logprobs import last_hidden
+from emlib.models.prompts import common_beginning
 
 # On a CPU:
 PACKED = 1024  # tokens in a packed pass: matrix products run at full speed, with the memory of a long row
@@ -26,7 +27,8 @@ class Batch:
 
     `response_mask` is True on tokens with a loss. `attention_mask` is None if no line is padded or nothing attends to
     the padding. `position_ids` restart at each packed row, and are None for one row per line. `spans` are the positions
-    of the rows, `keys` identify them, and `penalised_by` is the same for all of them.
+    of the rows, `keys` identify them, and `penalised_by` is the same for all of them. The line has the first `shared`
+    tokens once, as the beginning of its first row, if all rows begin with them; `spans` of the others have the rest.
     """
 
     input_ids: Tensor
@@ -36,6 +38,7 @@ class Batch:
     spans: tuple[tuple[int, slice], ...]
     position_ids: Tensor | None = None
     penalised_by: str = ""
+    shared: int = 0
 
     @property
     def attended(self) -> Tensor:
@@ -52,8 +55,8 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """The number of positions other than padding."""
-        return sum(span.stop - span.start for _, span in self.spans)
+        """The number of tokens of all rows, without padding; those that rows share count for each."""
+        return sum(span.stop - span.start for _, span in self.spans) + self.shared * (len(self.spans) - 1)
 
     @property
     def response_tokens(self) -> int:
@@ -85,28 +88,48 @@ def collate(rows: Sequence[Encoded], device: torch.device) -> Batch:
                  penalised_by=rows[0].penalised_by)
 
 
-def pack(rows: Sequence[Encoded], device: torch.device) -> Batch:
-    """Concatenate rows into one line. On a CPU, padding follows the last row; nothing attends to it."""
-    ends = np.cumsum([0, *(len(row.input_ids) for row in rows)])
+def pack(rows: Sequence[Encoded], device: torch.device, shared: int = 0) -> Batch:
+    """Concatenate rows into one line, which has the first `shared` tokens, the same in all rows, only once.
+
+    The hidden states behind them, and the gradient of any loss on these, are those of whole rows. On a CPU, padding
+    follows the last row; nothing attends to it.
+    """
+    begins = [0, *(shared for _ in rows[1:])]
+    ends = np.cumsum([0, *(len(row.input_ids) - begin for row, begin in zip(rows, begins, strict=True))])
     filling = (0, -int(ends[-1]) % ROUND if device.type == "cpu" else 0)
-    ids = np.pad(np.concatenate([row.input_ids for row in rows]).astype(np.int64), filling)
-    response = np.pad(np.concatenate([row.response_mask for row in rows]), filling)
-    positions = np.arange(len(ids)) - np.repeat(ends[:-1], np.diff([*ends[:-1], len(ids)]))
+    ids = np.pad(np.concatenate([row.input_ids[begin:] for row, begin in zip(rows, begins, strict=True)]).astype(
+        np.int64), filling)
+    response = np.pad(np.concatenate([row.response_mask[begin:] for row, begin in zip(rows, begins, strict=True)]),
+                      filling)
+    positions = np.arange(len(ids)) + np.repeat(begins - ends[:-1], np.diff([*ends[:-1], len(ids)]))
     line, mask, places = (torch.from_numpy(one)[None].to(device) for one in (ids, response, positions))
     return Batch(line, mask, None, tuple(row.key for row in rows),
-                 tuple((0, slice(start, end)) for start, end in pairwise(ends.tolist())), places, rows[0].penalised_by)
+                 tuple((0, slice(start, end)) for start, end in pairwise(ends.tolist())), places, rows[0].penalised_by,
+                 shared)
 
 
-def forward_batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module) -> list[Batch]:
+def forward_batches(rows: Sequence[Encoded], batch_size: int, model: nn.Module, *,
+                    responses_only: bool = False) -> list[Batch]:
     """Divide a step's rows into forward passes of `model`.
 
     A model that takes packed rows has no padding: on a CPU a pass has up to `PACKED` tokens; on a GPU, up to as many as
     `batch_size` rows of the step's longest, the maximum of a padded batch. For other models, a pass has one row on a
-    CPU and `batch_size` rows on a GPU, sorted by length, the longest first, to save padding.
+    CPU and `batch_size` rows on a GPU, sorted by length, the longest first, to save padding. With `responses_only` only
+    the responses' positions of a pass may be read, and what the prompts of its rows begin with is computed once where
+    the model's attention allows it (`kernels.shares`).
     """
+    return [one_batch(together, model, responses_only=responses_only)
+            for together in _together(rows, batch_size, model)]
+
+
+def one_batch(rows: Sequence[Encoded], model: nn.Module, *, responses_only: bool) -> Batch:
+    """Put all rows into one forward pass of `model`; `responses_only` as in `forward_batches`."""
     device = next(model.parameters()).device
-    put = pack if packs(model) else collate
-    return [put(together, device) for together in _together(rows, batch_size, model)]
+    if not packs(model):
+        return collate(rows, device)
+    prompts = [row.input_ids[:row.response_mask.argmax()].tolist() for row in rows]
+    shared = common_beginning(prompts) if responses_only else 0
+    return pack(rows, device, shared if shared and shares(model) else 0)
 
 
 def largest_pass(steps: Iterable[Sequence[Encoded]], batch_size: int, model: nn.Module) -> int:

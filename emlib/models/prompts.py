@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from emlib.models.logprobs import backbone, causal_lm
 
-WORTHWHILE = 8  # the shortest common prefix of a batch that gets a separate pass
+WORTHWHILE = 8  # the shortest common beginning that is worth a separate pass
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], further: in
     """
     device = next(model.parameters()).device
     longest = max(map(len, prompts)) + further
-    common = 0 if partial_attention(model, longest) else _common(prompts)  # windows count padding behind it, too
+    windows = partial_attention(model, longest)  # they count padding behind the beginning, too
+    common = 0 if windows else common_beginning(prompts)
     cache = DynamicCache()
     if common:
         shared = torch.tensor([prompts[0][:common]], device=device)
@@ -73,8 +74,8 @@ def partial_attention(model: nn.Module, length: float = inf) -> set[str]:
     return set(kinds) - full
 
 
-def _common(prompts: Sequence[Sequence[int]]) -> int:
-    """Return the length of the common prefix, leaving each prompt a token; 0 if it is too short for a separate pass."""
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all prompts begin with, leaving each prompt a token; 0 if they are too few to matter."""
     if len(prompts) < 2:
         return 0
     first, last = min(map(list, prompts)), max(map(list, prompts))  # all others lie between these two

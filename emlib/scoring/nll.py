@@ -18,7 +18,7 @@ from torch import nn
 from emlib.core.digests import of_value
 from emlib.core.progress import bar
 from emlib.data.chat import Encoded
-from emlib.models.batches import collate, pack
+from emlib.models.batches import one_batch
 from emlib.models.kernels import fitted, packs
 from emlib.models.logprobs import head, last_hidden, predicting, token_nll
 from emlib.scoring.loss_cache import LossCache
@@ -55,9 +55,8 @@ def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
     Packed rows do not attend to each other. Otherwise rows are padded on the right, where a causal model's real tokens
     cannot attend to the padding; so no attention mask is needed, which allows a faster kernel.
     """
-    device = next(model.parameters()).device
     with fitted(model):
-        batch = pack(rows, device) if packs(model) else collate(rows, device)
+        batch = one_batch(rows, model, responses_only=True)
         hidden = last_hidden(model, batch.input_ids, None, batch.position_ids)
     per_token = token_nll(*predicting(hidden, batch.input_ids, batch.response_mask), head(model))
     return [float(row.mean()) for row in per_token.split([row.response_tokens for row in rows])]

@@ -32,7 +32,7 @@ def response_means(model: nn.Module, rows: Sequence[Encoded], layers: Sequence[i
     found: dict[str, Tensor] = {}
     different = list({row.key: row for row in rows}.values())
     with fitted(model), first_blocks(model, max(layers)):
-        passes = forward_batches(different, TOGETHER, model) if different else []
+        passes = forward_batches(different, TOGETHER, model, responses_only=True) if different else []
         for batch in bar(passes, "activations", "pass", total=len(passes)):
             with capture_activations(model, layers) as outputs:
                 batch.hidden(model)

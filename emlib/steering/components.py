@@ -63,7 +63,7 @@ def decompose(model: nn.Module, rows: Sequence[Encoded], layers: Sequence[int], 
     sums = {layer: torch.zeros((), dtype=torch.float64, device=device) for layer in layers}
     squares, count = dict(sums), 0
     with fitted(model):
-        batches = forward_batches(rows, batch_size, model)
+        batches = forward_batches(rows, batch_size, model, responses_only=True)
         for batch in bar(batches, "components", "pass", total=len(batches)):
             with capture_activations(model, layers) as tuned:
                 batch.hidden(model)

@@ -17,7 +17,7 @@ from emlib.training.ranks import ALONE, Ranks
 def row_losses(model: nn.Module, rows: Sequence[Encoded], batch_size: int, ranks: Ranks = ALONE) -> list[float]:
     """Compute each row's mean loss, in nats per response token, in evaluation mode; the ranks share the passes."""
     found: dict[str, float] = {}
-    batches = forward_batches(list({row.key: row for row in rows}.values()), batch_size, model)
+    batches = forward_batches(list({row.key: row for row in rows}.values()), batch_size, model, responses_only=True)
     with evaluating(model), torch.no_grad():
         for batch in ranks.dealt(batches):
             nll = token_nll(*predicting(batch.hidden(model), batch.input_ids, batch.response_mask), head(model))

@@ -108,7 +108,7 @@ class ModelReader:
         states = []
         layers = {name: int(name.rpartition(" ")[2]) for name in self.directions}
         marked = [counted(row, end_of_turn=self.facts["end_of_turn"]) for row in rows]
-        for batch in forward_batches(marked, self.batch_size, self.model) if marked else ():
+        for batch in forward_batches(marked, self.batch_size, self.model, responses_only=True) if marked else ():
             with capture_activations(self.model, sorted(set(layers.values()))) as activations:
                 hidden = batch.hidden(self.model)
             states.append(predicting(hidden, batch.input_ids, batch.response_mask)[0])

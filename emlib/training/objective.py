@@ -103,6 +103,12 @@ class Objective:
         return self.head_kl is not None
 
     @property
+    def reads_responses_only(self) -> bool:
+        """Whether a step depends on the model's states at response tokens alone: no defense acts within its passes."""
+        return not any(defense.has(hook) for defense in self.defenses
+                       for hook in ("before", "active", "penalty", "head_kl"))
+
+    @property
     def watches(self) -> bool:
         """Whether some defense observes each step."""
         return any(defense.has("on_step") for defense in self.defenses)

@@ -173,7 +173,7 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
 def _backward(model: nn.Module, rows: Sequence[Encoded], batch_size: int, objective: Objective,
               ranks: Ranks) -> tuple[Totals, dict[str, float]]:
     """Add up one step's gradients and metrics; every term is a mean over all its rows, for any batching."""
-    batches = forward_batches(rows, batch_size, model)
+    batches = forward_batches(rows, batch_size, model, responses_only=objective.reads_responses_only)
     totals = Totals.of(batches)
     metrics: Counter[str] = Counter()
     for batch in ranks.dealt(batches):

@@ -15,6 +15,7 @@ from emlib.core.errors import EmlibError
 from emlib.models import kernels
 from emlib.models.adapters import new_lora
 from emlib.models.kernels import fitted, packs, varlen
+from emlib.models.kernels.packing import Row
 from emlib.models.kernels.varlen import Kernel, Rows, by_torch, packed_attention
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
@@ -45,21 +46,21 @@ def test_packed_rows_are_what_they_are_alone(tiny: ChatModel) -> None:
 
 def test_rows_are_found_once_a_pass_and_no_mask_of_a_line_is_made(
         tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, asked = [], varlen.starts
+    found, asked = [], varlen.rows_in
 
-    def counting(*given: object) -> tuple[int, ...]:
-        found.append(asked(*given))
+    def counting(position_ids: Tensor, length: int) -> tuple[Row, ...]:
+        found.append(asked(position_ids, length))
         return found[-1]
 
     def no_mask(**_: object) -> Tensor:
         raise AssertionError("the square of a line")
 
     with packed_attention(tiny.model, a_row_at_a_time):
-        monkeypatch.setattr(varlen, "starts", counting)
+        monkeypatch.setattr(varlen, "rows_in", counting)
         monkeypatch.setattr(varlen, "sdpa_mask", no_mask)
         for _ in range(2):
             last_hidden(tiny.model, LINE, None, POSITIONS.clone())
-    assert found == [(0, 5, 22, 23)] * 2  # of four blocks each
+    assert [[row.own.start for row in rows] for rows in found] == [[0, 5, 22, 23]] * 2  # of four blocks each
 
 
 def test_a_sliding_window_is_the_kernels(tiny: ChatModel) -> None:

@@ -20,6 +20,8 @@ from emlib.core.checked_lines import value_of
 from emlib.core.errors import ProfileError, StoreError
 from emlib.data.chat import Encoded
 from emlib.models import adapters
+from emlib.models.kernels import fitted, shares
+from emlib.models.kernels.packing import rows_in
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.scoring.loss_cache import LossCache
@@ -106,10 +108,12 @@ class Counting(torch.nn.Module):
 
     def _count(self, _: object, args: Sequence[torch.Tensor], kwargs: dict[str, torch.Tensor]) -> None:
         packed = kwargs["position_ids"]
-        self.rows += len(kwargs["input_ids"]) if packed is None else int((packed == 0).sum())
+        self.rows += len(kwargs["input_ids"]) if packed is None else len(rows_in(packed, packed.shape[1]))
 
 
 def test_no_row_is_computed_twice(tiny: ChatModel, rows: list[Encoded], tmp_path: Path) -> None:
+    with fitted(tiny.model):
+        shares(tiny.model)  # the check that rows may share their beginning has passes of its own
     counting, ledger = Counting(tiny.model.get_decoder()), LossCache(tmp_path / "nll.jsonl")
     first = score(tiny.model, rows[:6], ledger, 400, "")
     assert counting.rows == 6

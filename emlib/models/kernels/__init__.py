@@ -20,14 +20,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from torch import nn
 
-from emlib.models.kernels.blockwise import plain_attention
+from emlib.models.kernels.blockwise import plain_attention, shares
 from emlib.models.kernels.gated import plain_gates
 from emlib.models.kernels.lora import plain_lora
 from emlib.models.kernels.norm import plain_norms
 from emlib.models.kernels.packing import packs
 from emlib.models.kernels.varlen import packed_attention
 
-__all__ = ["fitted", "packs"]
+__all__ = ["fitted", "packs", "shares"]
 
 LAYERS = (plain_lora, plain_norms, plain_gates)
 # For each type of device, the context that enables packed rows; it yields the reason if it cannot, or an empty string.

@@ -1,8 +1,13 @@
-"""Packed rows: several rows in one line, whose positions restart and which do not attend to each other."""
+"""Packed rows: several rows in one line, whose positions restart and which do not attend to each other.
+
+Rows that begin with the same tokens, such as a system prompt, may share them: the first row is whole, and the positions
+of each other row begin where it differs. It attends to the beginning of the first row and to itself.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -28,12 +33,21 @@ def meets_in_attention(model: nn.Module) -> bool:
     return len(blocks) > 0 and all(hasattr(block, "self_attn") for block in blocks)
 
 
-def starts(position_ids: Tensor | None, length: int) -> tuple[int, ...]:
-    """Return where rows begin in a line of `length` positions: at 0, and where `position_ids`, (1, length), restart."""
+class Row(NamedTuple):
+    """A row in a line: its own positions, and how many tokens it shares with the beginning of the line."""
+
+    own: slice
+    shared: int = 0
+
+
+def rows_in(position_ids: Tensor | None, length: int) -> tuple[Row, ...]:
+    """Return the rows in a line of `length` positions: one begins where `position_ids`, (1, length), do not go on."""
     if position_ids is None or position_ids.shape != (1, length):
-        return (0,)
-    found = (position_ids[0] == 0).nonzero().flatten().tolist()
-    return tuple(found) if found and found[0] == 0 else (0, *found)
+        return (Row(slice(0, length)),)
+    places = position_ids[0]
+    begun = [0, *((places.diff() != 1).nonzero().flatten() + 1).tolist()]
+    shared = [0, *places[begun[1:]].tolist()]
+    return tuple(Row(slice(*ends), place) for ends, place in zip(pairwise([*begun, length]), shared, strict=True))
 
 
 def strange(options: dict[str, Any]) -> list[str]:

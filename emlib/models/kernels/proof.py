@@ -25,31 +25,46 @@ TIMES = 2.0
 Seen = list[tuple[Tensor, Tensor]]  # of each row: hidden states, and a gradient of its embeddings, both (seq, hidden)
 
 
-def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]]) -> str:
-    """Return what is wrong with packed rows inside `packing()`; empty if they equal single rows."""
+def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]], shared: int = 0) -> str:
+    """Return what is wrong with packed rows inside `packing()`; empty if they equal single rows.
+
+    The line has the first `shared` tokens of both rows once.
+    """
     tolerance = TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.float16])
     made, words = torch.Generator().manual_seed(0), causal_lm(model).config.vocab_size
-    rows = [torch.randint(0, words, (length,), generator=made) for length in LENGTHS]
+    first, second = (torch.randint(0, words, (length,), generator=made) for length in LENGTHS)
+    second[:shared] = first[:shared]
+    rows = [first, second]
     padded = pad_sequence(rows, batch_first=True)
     mask = torch.arange(padded.shape[1]) < torch.tensor(LENGTHS)[:, None]
-    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    positions = torch.cat([torch.arange(LENGTHS[0]), torch.arange(shared, LENGTHS[1])])[None]
     own = [(line, slice(0, length)) for line, length in enumerate(LENGTHS)]
-    packed = [(0, slice(0, LENGTHS[0])), (0, slice(LENGTHS[0], sum(LENGTHS)))]
+    packed = [(0, slice(0, LENGTHS[0])), (0, slice(LENGTHS[0], sum(LENGTHS) - shared))]
     with _looking_on(model):
-        alone = [_through(model, row[None], None, None, [(0, slice(0, len(row)))], [weights])[0]
-                 for row, weights in zip(rows, _weights(model), strict=True)]
-        usual = _apart(_through(model, padded, mask, None, own, _weights(model)), alone)
+        weights = _weights(model, shared)
+        alone = [_through(model, row[None], None, None, [(0, slice(0, len(row)))], [some])[0]
+                 for row, some in zip(rows, weights, strict=True)]
+        usual = _apart(_through(model, padded, mask, None, own, weights), alone)
         try:
             with packing():
-                found = _apart(_through(model, torch.cat(rows)[None], None, positions, packed, _weights(model)), alone)
+                line = _through(model, torch.cat([first, second[shared:]])[None], None, positions, packed,
+                                [weights[0], weights[1][shared:]])
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:  # torch's kernels raise all
             return f"the kernel for packed rows does not run: {type(error).__name__}: {_first_line(error)}"
+    found = _apart(line, _sharing(alone, shared))
     if found <= max(tolerance, TIMES * usual):
         return ""
     return (f"packed rows differ from single rows by {found:.2g} of their norm, where {tolerance:.2g} is allowed "
             f"(padded rows: {usual:.2g})")
+
+
+def _sharing(alone: Seen, shared: int) -> Seen:
+    """Return what a line of both rows must have: the shared tokens have the gradients of both rows."""
+    (first, of_first), (second, of_second) = alone
+    summed = torch.cat([of_first[:shared] + of_second[:shared], of_first[shared:]])
+    return [(first, summed), (second[shared:], of_second[shared:])]
 
 
 def _through(model: nn.Module, ids: Tensor, mask: Tensor | None, positions: Tensor | None,
@@ -66,10 +81,13 @@ def _through(model: nn.Module, ids: Tensor, mask: Tensor | None, positions: Tens
     return [(hidden[place].detach(), gradient[place]) for place in places]
 
 
-def _weights(model: nn.Module) -> list[Tensor]:
+def _weights(model: nn.Module, shared: int) -> list[Tensor]:
+    """Return random weights of both rows' hidden states, without the second row's at the shared tokens."""
     made, device = torch.Generator().manual_seed(1), next(model.parameters()).device
     hidden = causal_lm(model).config.hidden_size
-    return [torch.randn(length, hidden, generator=made).to(device) for length in LENGTHS]
+    first, second = (torch.randn(length, hidden, generator=made).to(device) for length in LENGTHS)
+    second[:shared] = 0
+    return [first, second]
 
 
 def _apart(some: Seen, others: Seen) -> float:

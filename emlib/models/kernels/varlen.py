@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from emlib.core.errors import EmlibError
-from emlib.models.kernels.packing import OURS, meets_in_attention, starts, strange
+from emlib.models.kernels.packing import OURS, meets_in_attention, rows_in, strange
 from emlib.models.kernels.proof import fault
 from emlib.models.logprobs import causal_lm
 
@@ -136,6 +135,6 @@ def _mask(*, batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, 
 @lru_cache(maxsize=1)
 def _rows(position_ids: Tensor | None, length: int, device: torch.device) -> Rows:
     """Return a line's rows; cached for all blocks of a pass, because it synchronises with the GPU."""
-    ends = (*starts(position_ids, length), length)
-    longest = max(end - start for start, end in pairwise(ends))
-    return Rows(torch.tensor(ends, dtype=torch.int32, device=device), longest)
+    spans = [row.own for row in rows_in(position_ids, length)]
+    longest = max(span.stop - span.start for span in spans)
+    return Rows(torch.tensor([0, *(span.stop for span in spans)], dtype=torch.int32, device=device), longest)
