@@ -65,7 +65,8 @@ def _stated(profile: Profile) -> dict[str, Any]:
     for plain, section in parts:
         if section is not None and section.methods:
             plain["methods"] = [_plain(method, exclude={"defenses"}) | {"defenses": [
-                _plain(one) if is_ours(type(one)) else one.model_dump(mode="json", exclude_unset=True)
+                {"kind": one.kind} | (_plain(one) if is_ours(type(one)) else  # its kind is a default of its class
+                                      one.model_dump(mode="json", exclude_unset=True))
                 for one in method.defenses]} for method in section.methods]
     for place in JUDGES:
         data = at_place(data, place, _without_what_is_free)

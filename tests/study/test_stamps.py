@@ -9,10 +9,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from emlib.config import NO_TRIGGER, Profile
+from emlib.config import NO_TRIGGER, Profile, load_profile
 from emlib.config.training import Training
 from emlib.core import paths
+from emlib.core.defense import Defense
+from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import as_yaml
+from emlib.core.registry import is_ours, kinds
+from emlib.core.schema import Strict, kind_of
 from emlib.data.sizes import Sizes
 from emlib.evaluation.rates import Rates, Share
 from emlib.report.book.build import findings, progress
@@ -155,6 +159,39 @@ def test_after_an_edit_of_a_file_that_the_profile_names_former_tables_count_no_m
     edited.record()
     assert not (study.folder / "results.csv").exists()
     assert findings(study.folder, edited.profile).claims == []
+
+
+def records(base: type[Strict]) -> list[type[Strict]]:
+    """Every class of records below one."""
+    return [one for cls in base.__subclasses__() for one in (cls, *records(cls))]
+
+
+def test_no_record_but_a_defense_has_its_kind_by_default() -> None:
+    """Of a record at its class's defaults, a stamp has nothing; of a defense it has the kind besides."""
+    kinds("fine-tuning")
+    by_default = [one for one in records(Strict) if kind_of(one) and not one.model_fields["kind"].is_required()]
+    assert len(by_default) > 10
+    assert [one for one in by_default if not issubclass(one, Defense)] == []
+    assert len([one for one in records(Strict) if kind_of(one)]) > len(by_default) + 10
+
+
+@pytest.mark.parametrize("section", ["", "benign", "grpo"])
+def test_a_method_that_gets_another_defense_under_its_name_is_another(path: Path, section: str) -> None:
+    """Every pair of kinds, each as it is without a stated option or with the least that it needs."""
+    found: dict[str, str] = {}
+    for kind, cls in kinds("grpo" if section == "grpo" else "fine-tuning").items():
+        if not is_ours(cls):
+            continue
+        needed = ", source: demo/pool.jsonl, share: 0.5" if (section, kind) == ("grpo", "interleaving") else ""
+        text = f"methods: [{{name: mine, defenses: [{{kind: {kind}{needed}}}]}}]"
+        path.write_text(f"extends: demo\n{f'{section}: {{{text}}}' if section else text}\n")
+        try:
+            profile = load_profile(str(path))
+        except ProfileError:  # it does not work alone, or not here
+            continue
+        found[kind] = stamps.stamp_of(profile, "mine") + content_digest("01_data", contents_for(profile))
+    assert len(found) >= 4
+    assert len(set(found.values())) == len(found)
 
 
 class MoreTraining(Training):
