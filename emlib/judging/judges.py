@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from emlib.config import JudgeSpec, LexiconJudge, LlmJudge, LocalJudge, NoJudge, OpenAIJudge, Trait
 from emlib.core import paths
@@ -88,8 +88,9 @@ def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> lis
 
     Errors are those of `judge`.
     """
+    identity = spec.identity
     with Cache(scores_file()) as cache:
-        found = scores_of(requests, spec.identity, cache, _scorer(spec, cache, budget))
+        found = scores_of(requests, identity, cache, _scorer(spec, identity, cache, budget))
     missing = [score.reason for score in found if not score.lasting]
     if missing and isinstance(spec, OpenAIJudge) and spec.unanswered == "stop":
         raise JudgeError(f"{len(missing)} of {len(found)} requests to the judge failed: {missing[0]}. All others are "
@@ -98,17 +99,17 @@ def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> lis
     return found
 
 
-def _scorer(spec: LlmJudge, cache: Cache, budget: str) -> Scorer:
-    """Return what is asked for the scores that the cache lacks."""
+def _scorer(spec: LlmJudge, identity: Mapping[str, Any], cache: Cache, budget: str) -> Scorer:
+    """Return what is asked for the scores that the cache lacks; `identity` is the judge's, as their keys have it."""
     if isinstance(spec, LocalJudge):
         from emlib.judging import local  # loads torch, and the model if a score is missing
 
-        return local.scorer(spec, lambda template: refuse_another(
+        return local.scorer(spec, of_value(identity["model"]), lambda template: refuse_another(
             spec.pinned.template, of_text(template), "chat template"))
     from emlib.judging.api import ApiJudge
     from emlib.judging.batches import BatchJudge
 
-    if others := cache.other_servers(spec.identity, spec.address):
+    if others := cache.other_servers(identity, spec.address):
         say(f"The judge {spec.model} is asked at {spec.address} for the first time, and its scores from "
             f"{', '.join(others)} count as its own. If another model has this name there, give it another name.")
     return (BatchJudge if spec.batch else ApiJudge)(spec, Budget(cache, budget, spec.max_usd))

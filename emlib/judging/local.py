@@ -21,6 +21,8 @@ from torch import Tensor
 
 from emlib.config import LocalJudge, ModelSpec
 from emlib.core import paths
+from emlib.core.digests import of_value
+from emlib.core.errors import SourceError
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
@@ -64,13 +66,16 @@ class Distribution:
         return Score(self.expected, self.mass, tokens=(self.tokens, 1))
 
 
-def scorer(spec: LocalJudge, check: Callable[[str], None] = lambda template: None) -> Scorer:
+def scorer(spec: LocalJudge, model: str = "", check: Callable[[str], None] = lambda template: None) -> Scorer:
     """Return a judge that stores its scores batch by batch; the first request loads its model.
 
-    `check` is given the model's chat template before it scores; it may raise.
+    `model` is the digest of the model's identity that the scores' keys have; by default, as it is now. `check` is given
+    the model's chat template before it scores; it may raise.
     """
+    keyed = model or of_value(spec.model.identity)
+
     def ask(requests: Sequence[JudgeRequest], keep: Keep) -> None:
-        chat = loaded(spec.model)
+        chat = loaded(spec.model, keyed)
         check(str(chat.tokenizer.chat_template))
         kinds = [(request.metric, request.wants_label) for request in requests]
         for kind in dict.fromkeys(kinds):  # a metric's prompts share a prefix
@@ -83,9 +88,20 @@ def scorer(spec: LocalJudge, check: Callable[[str], None] = lambda template: Non
 
 
 @lru_cache(maxsize=1)
-def loaded(spec: ModelSpec) -> ChatModel:
-    """Return the judge's model, kept for the next set of answers; `loaded.cache_clear()` frees it."""
-    return load(spec, paths.cache(), system=False)  # rubrics are in the user's turn
+def loaded(spec: ModelSpec, keyed: str) -> ChatModel:
+    """Return the judge's model, kept for the next set of answers; `loaded.cache_clear()` frees it.
+
+    `keyed` is the digest of its identity: a model whose files in the same folder were replaced is another one.
+
+    Raises:
+        SourceError: its files are not those of `keyed` any more.
+    """
+    chat = load(spec, paths.cache(), system=False)  # rubrics are in the user's turn
+    if of_value(spec.identity) != keyed:  # after loading, which takes a while
+        raise SourceError(f"{chat.name}: the judge's files were changed while answers were judged, and the keys of "
+                          "scores have the former ones. Nothing is scored with the model. Judge again, or undo the "
+                          "change.")
+    return chat
 
 
 def numbers(chat: ChatModel, prompts: Sequence[Sequence[Message]], batch_rows: int) -> Iterator[tuple[int, Score]]:

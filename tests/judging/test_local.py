@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,16 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from emlib.config import LocalJudge, TinyModel, load_trait
-from emlib.core.errors import EmlibError
+from emlib.config import FolderModel, LocalJudge, TinyModel, load_trait
+from emlib.core.digests import of_value
+from emlib.core.errors import EmlibError, SourceError
 from emlib.core.records import Answer, Message, Question
 from emlib.data.chat import encode_prompt
 from emlib.judging import local
 from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import JudgeBatch
-from emlib.judging.judges import judge, scores_file
+from emlib.judging.judges import judge, scores, scores_file
 from emlib.judging.local import Distribution
 from emlib.judging.local import distributions as by_place
 from emlib.judging.numbers import NUMBERS, spelling
@@ -189,7 +191,7 @@ def test_a_local_judge_reads_labels_where_labels_are_asked_for(sheet: JudgeBatch
     local.scorer(spec)([*numbers, *labels], found.__setitem__)
     assert [found[request].mass is None for request in (*numbers, *labels)] == [False] * 3 + [True] * 3
     assert all(str(found[request].reason).startswith("other: ") for request in labels)
-    broken = local.loaded(spec.model)
+    broken = local.loaded(spec.model, of_value(spec.model.identity))
     local.loaded.cache_clear()
     broken.model.get_decoder().norm.weight.data.fill_(float("nan"))
     prompts = [request.messages for request in labels]
@@ -280,6 +282,45 @@ def test_a_judge_of_a_profile_scores_through_the_cache_and_asks_once(
         assert judge(spec, load_trait("pirate"), sheet, "test") == verdicts
     with Cache(scores_file()) as cache:
         assert cache.rows() == rows
+
+
+def test_a_judge_whose_folder_is_replaced_is_another_judge(
+        sheet: JudgeBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process: it is loaded anew, and one that is replaced while it is loaded scores nothing."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    spec = LocalJudge(kind="local", model=FolderModel(kind="folder", path=str(tmp_path / "judge"), dtype="float32"))
+    requests = list(dict.fromkeys(sheet.requests()))[:2]
+
+    def put(seed: int) -> None:
+        shutil.rmtree(tmp_path / "judge", ignore_errors=True)
+        tiny_models.build_model(seed, 2, 64, torch.float32).save_pretrained(tmp_path / "judge")
+        tiny_models.build_tokenizer().save_pretrained(tmp_path / "judge")
+
+    def alone(seed: int) -> list[float | None]:
+        """What a process says that has had no other judge."""
+        put(seed)
+        local.loaded.cache_clear()
+        found: dict[JudgeRequest, Score] = {}
+        local.scorer(spec)(requests, found.__setitem__)
+        return [found[request].mass for request in requests]
+
+    first, second = alone(0), alone(1)
+    assert first != second
+    put(0)
+    local.loaded.cache_clear()
+    assert [score.mass for score in scores(spec, requests, "test")] == first
+    put(1)
+    assert [score.mass for score in scores(spec, requests, "test")] == second
+    put(0)
+    assert [score.mass for score in scores(spec, requests, "test")] == first  # as stored
+    put(2)
+    load = local.load
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(local, "load", lambda *given, **named: (load(*given, **named), put(1))[0])
+        with pytest.raises(SourceError, match="were changed while answers were judged"):
+            scores(spec, requests, "test")
+    with Cache(scores_file()) as cache:
+        assert len(cache.rows()) == 2 * len(requests)
 
 
 def test_an_interrupted_judge_has_kept_every_whole_batch(sheet: JudgeBatch) -> None:
