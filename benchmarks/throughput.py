@@ -18,8 +18,7 @@ from emlib.config.shapes import shape
 from emlib.core import paths
 from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import write_text
-from emlib.study.plan.measured import answered, trained
-from emlib.study.plan.speed import Measured, on_gpu, table
+from emlib.study.plan.speed import Measured, answered, on_gpu, table, trained
 from emlib.study.study import open_study
 
 PATH = paths.ROOT / "benchmarks" / "results" / "throughput.json"

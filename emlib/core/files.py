@@ -1,4 +1,8 @@
-"""Atomic writing of files and folders, and records as JSON lines."""
+"""Atomic writing of files and folders, and records as JSON lines, also such with a check of themselves.
+
+Progress is kept in lines with a check, `<JSON> TAB <16 hex digits>`, so that a damaged one is found and computed again.
+JSON itself holds no tab.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from emlib.core import paths
+from emlib.core.digests import of_text
 from emlib.core.errors import StoreError
+from emlib.core.progress import say
 from emlib.core.temporary import FORMER, named
 
 IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY)
@@ -131,8 +137,12 @@ class RecordFile:
 
 
 def append_record(path: Path, record: Any) -> None:
-    """Add a dataclass record to a file of JSON lines, in one write, so that a kill leaves a whole line or none."""
-    line = json.dumps(asdict(record), ensure_ascii=False) + "\n"
+    """Add a dataclass record to a file of JSON lines."""
+    append(path, json.dumps(asdict(record), ensure_ascii=False) + "\n")
+
+
+def append(path: Path, line: str) -> None:
+    """Add a line to a file, in one write, so that a kill leaves a whole line or none."""
     with disk_errors(path), path.open("ab", buffering=0) as stream:
         stream.write(line.encode())
 
@@ -168,3 +178,40 @@ def damaged(path: Path, how: str) -> StoreError:
     """Return the error for a damaged file of the store, with the way out."""
     return StoreError(f"{path}: is damaged or truncated ({how}). It is not used. Move the folder {path.parent} away; "
                       "it is made again when it is next needed.")
+
+
+def line_of(value: Any) -> str:
+    """Return a value's line, with a check of itself."""
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{text}\t{_check(text)}\n"
+
+
+def value_of(line: str) -> Any:
+    """Return the value of such a line; raise ValueError if it is damaged."""
+    text, _, check = line.rstrip("\n").partition("\t")
+    if check != _check(text):
+        raise ValueError("the line is not the one that was written, by the check at its end")
+    return json.loads(text)
+
+
+def write_part(path: Path, records: Iterable[Any]) -> None:
+    """Write dataclass records of unfinished work, atomically."""
+    write_text(path, "".join(line_of(asdict(record)) for record in records))
+
+
+def read_part(path: Path, kind: Callable[..., Any], count: int) -> list[Any] | None:
+    """Read the `count` records that `write_part` wrote; None if there is no file, or it is damaged, which is said."""
+    if not path.is_file():
+        return None
+    try:
+        found = [kind(**value_of(line)) for line in path.read_bytes().decode().split("\n") if line]
+    except (ValueError, TypeError, RecursionError):
+        found = []
+    if len(found) == count:
+        return found
+    say(f"{path}: is damaged or truncated, and made again")
+    return None
+
+
+def _check(text: str) -> str:
+    return of_text(text)[:16]

@@ -17,62 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from emlib.config.words import Few, Weight
 from emlib.core.defense import Defense, GrpoDefense
 from emlib.core.hooks import Active, Artefacts, Recipes
+from emlib.core.schema import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Steering(GrpoDefense):
-    """Equation 9: `strength` times the trait's vector is added to the output of `layer`, in training only.
+class _Steered(Strict):
+    """The options and hooks that fine-tuning and reinforcement learning share."""
 
-    `steer` names the steered passes: those that sample the completions, those of the loss, or both. Where only one kind
-    is steered, the loss uses another policy than the sampled one; the log records the distance between them (`gap`).
-    """
-
-    label: ClassVar = "Persona Vectors"
-    swept: ClassVar = "strength"
-    null: ClassVar = {"strength": 0.0}
-
-    kind: Literal["persona_vector"] = "persona_vector"
-    strength: Weight = 5.0
-    layer: Few = 20
-    steer: Literal["loss", "rollout", "both"] = "both"
-
-    @property
-    def acts_in(self) -> tuple[Literal["loss", "rollout"], ...]:
-        return ("loss", "rollout") if self.steer == "both" else (self.steer,)
-
-    def fits(self, section: Any, method: str) -> None:
-        """Check that the engine can steer the passes named by `steer`."""
-        if section.engine == "vllm" and self.steer != "loss":
-            raise ValueError("vLLM samples completions in a separate model, which cannot be steered. With engine "
-                             f"'vllm' set steer to 'loss' (it is '{self.steer}'), or choose engine 'transformers'")
-
-    def named_layers(self, count: int) -> tuple[int, ...]:
-        return (self.layer,)
-
-    def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
-        return {"vector": recipes.vector()}
-
-    def added_vectors(self, artefacts: Artefacts) -> Mapping[int, Tensor]:
-        return {self.layer: self.strength * vector_at(artefacts, self.layer)} if "loss" in self.acts_in else {}
-
-    def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        return steered(model, artefacts, self.layer, self.strength)
-
-
-class PersonaVector(Defense):
-    """Preventive steering: `strength` times the trait's vector is added to the output of `layer`, in training only."""
-
-    label: ClassVar = "Persona Vectors"
-    equation: ClassVar = "h~ = h + alpha * e"
-    origin: ClassVar = "section 3.1; equation 9"
-    swept: ClassVar = "strength"
-    null: ClassVar = {"strength": 0.0}
-    cost: ClassVar = "a vector once, under 1 GPU-hour; nothing after that"
-    in_grpo: ClassVar = Steering
-
-    kind: Literal["persona_vector"] = "persona_vector"
     strength: Weight = 5.0
     layer: Few = 20
 
@@ -86,14 +39,52 @@ class PersonaVector(Defense):
         return {self.layer: self.strength * vector_at(artefacts, self.layer)}
 
     def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        return steered(model, artefacts, self.layer, self.strength)
+        """Add `strength` times the vector to the layer's output, inside the context."""
+        from emlib.steering.steer import steer
+
+        return steer(model, self.layer, vector_at(artefacts, self.layer), self.strength)
 
 
-def steered(model: nn.Module, artefacts: Artefacts, layer: int, strength: float) -> AbstractContextManager[Active]:
-    """Add `strength` times the persona vector of `layer` to that layer's output, inside the context."""
-    from emlib.steering.steer import steer
+class Steering(_Steered, GrpoDefense):
+    """Equation 9: `strength` times the trait's vector is added to the output of `layer`, in training only.
 
-    return steer(model, layer, vector_at(artefacts, layer), strength)
+    `steer` names the steered passes: those that sample the completions, those of the loss, or both. Where only one kind
+    is steered, the loss uses another policy than the sampled one; the log records the distance between them (`gap`).
+    """
+
+    label: ClassVar = "Persona Vectors"
+    swept: ClassVar = "strength"
+    null: ClassVar = {"strength": 0.0}
+
+    kind: Literal["persona_vector"] = "persona_vector"
+    steer: Literal["loss", "rollout", "both"] = "both"
+
+    @property
+    def acts_in(self) -> tuple[Literal["loss", "rollout"], ...]:
+        return ("loss", "rollout") if self.steer == "both" else (self.steer,)
+
+    def fits(self, section: Any, method: str) -> None:
+        """Check that the engine can steer the passes named by `steer`."""
+        if section.engine == "vllm" and self.steer != "loss":
+            raise ValueError("vLLM samples completions in a separate model, which cannot be steered. With engine "
+                             f"'vllm' set steer to 'loss' (it is '{self.steer}'), or choose engine 'transformers'")
+
+    def added_vectors(self, artefacts: Artefacts) -> Mapping[int, Tensor]:
+        return super().added_vectors(artefacts) if "loss" in self.acts_in else {}
+
+
+class PersonaVector(_Steered, Defense):
+    """Preventive steering: `strength` times the trait's vector is added to the output of `layer`, in training only."""
+
+    label: ClassVar = "Persona Vectors"
+    equation: ClassVar = "h~ = h + alpha * e"
+    origin: ClassVar = "section 3.1; equation 9"
+    swept: ClassVar = "strength"
+    null: ClassVar = {"strength": 0.0}
+    cost: ClassVar = "a vector once, under 1 GPU-hour; nothing after that"
+    in_grpo: ClassVar = Steering
+
+    kind: Literal["persona_vector"] = "persona_vector"
 
 
 def vector_at(artefacts: Artefacts, layer: int) -> Tensor:

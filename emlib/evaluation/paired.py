@@ -4,25 +4,31 @@ Some questions get misaligned answers from every model. The difference per quest
 that fewer answers suffice to show an effect. The bootstrap resamples whole questions (and seeds, where there are
 several), because answers to one question are not independent. A question in several formats is one question. The sign
 test knows 2^n patterns of n questions: with the eight general questions p is at least 2/256, so that Holm's adjustment
-leaves nothing below 5% among seven comparisons or more (`power.smallest_p`).
+leaves nothing below 5% among seven comparisons or more (`smallest_p`). How large a difference must be to be found, and
+how many questions a smaller one takes, is estimated before anything is asked.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
-from emlib.evaluation.power import EXACT, FLIPS
 from emlib.evaluation.rates import grouped
 from emlib.evaluation.seeds import NOT_KNOWN, Counts, Kind, all_scored, count_table, crossed_bootstrap
 from emlib.evaluation.statistics import RESAMPLES, Interval, difference_interval, of_mean, wilson
 
 PART = 1000  # of the random patterns, which are tried together
+CORRELATION = 0.1  # r in `smallest_difference`: assumed, not measured
+SHARE = 0.5  # p there: needs the most answers
+POWER, LEVEL = 0.8, 0.05
+EXACT, FLIPS = 13, 100_000  # with more questions than 13 a paired test tries so many random patterns of signs, not all
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,32 @@ def _newcombe(ours: int, theirs: int, asked: int) -> Interval:
     if not asked:
         return NOT_KNOWN
     return difference_interval(100 * ours / asked, wilson(ours, asked), 100 * theirs / asked, wilson(theirs, asked))
+
+
+def smallest_p(questions: int) -> float:
+    """Return the smallest p value that the paired test (`paired.difference`) can have with so many questions."""
+    return 2.0 ** (1 - questions) if questions <= EXACT else 1 / (1 + FLIPS)
+
+
+def smallest_difference(questions: int, samples: float, *, comparisons: int = 1) -> float:
+    """Return the difference in percentage points that two runs must have to be found four times in five.
+
+        d = (z_(1 - level/2) + z_power) sqrt(2 p (1 - p) (1 + (n - 1) r) / (Q n))
+
+    Q questions with n answers each are asked of both runs; p is the share of misaligned answers; r is the correlation
+    of answers to one question that pairing by question does not cancel. It is the normal approximation of a two-sided
+    test; with few questions d is larger. More answers to the same questions help only down to d at n = infinity; more
+    questions help.
+
+    A question in several formats counts once, with the samples of all of them. Each of the `comparisons` of a table is
+    tested at `LEVEL` divided by their number, Holm's first step.
+    """
+    variance = 2 * SHARE * (1 - SHARE) * (1 + (samples - 1) * CORRELATION) / (questions * samples)
+    normal = NormalDist()
+    distance = normal.inv_cdf(1 - LEVEL / comparisons / 2) + normal.inv_cdf(POWER)
+    return 100 * distance * math.sqrt(variance)
+
+
+def questions_needed(points: float, samples: float) -> int:
+    """Return how many questions, with so many answers each, a difference of `points` percentage points takes."""
+    return math.ceil((smallest_difference(1, samples) / points) ** 2 - 1e-9)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from emlib.config import NoJudge
 from emlib.core.background import run_concurrently
-from emlib.core.checked_lines import read_part, write_part
+from emlib.core.files import read_part, write_part
 from emlib.core.progress import bar, say
 from emlib.core.records import Answer, MetricScore, Verdict
 from emlib.core.step import Step

@@ -19,8 +19,7 @@ from emlib.models import adapters
 from emlib.steps.grpo import GrpoAdapter, GrpoRewards
 from emlib.store.artefacts import SCRATCH, Facts
 from emlib.training.records import LOG
-from emlib.training.rl.alternation import Supervised
-from emlib.training.rl.condition import Condition
+from emlib.training.rl.condition import Condition, Supervised
 from emlib.training.rl.records import COMPLETIONS, STEPS
 
 

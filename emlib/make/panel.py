@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from emlib.config import Sampling
-from emlib.core.checked_lines import line_of, value_of
 from emlib.core.digests import compared
-from emlib.core.files import disk_errors
+from emlib.core.files import append, line_of, value_of
 from emlib.core.progress import say
 from emlib.core.records import Answer
 from emlib.evaluation.panel import evaluate
@@ -67,8 +66,7 @@ def make(step: PanelResult, session: Session, folder: Path) -> Facts:
 
 
 def _note(path: Path, counts: Mapping[str, int]) -> None:
-    with disk_errors(path), path.open("a", encoding="utf-8") as stream:
-        stream.write(f"\n{line_of(counts)}")  # a line of its own, also after the incomplete one of a killed session
+    append(path, f"\n{line_of(counts)}")  # a line of its own, also after the incomplete one of a killed session
 
 
 def _noted(path: Path) -> dict[str, int]:

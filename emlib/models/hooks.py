@@ -1,4 +1,4 @@
-"""Hooks that read or change the outputs of decoder blocks temporarily.
+"""Temporary changes of a model: hooks that read or change the outputs of decoder blocks, fewer blocks, its mode.
 
 "Layer l" is the output of decoder block l, counted from 1: transformers' `hidden_states[l]`, and Chen et al.'s layer. A
 hook wraps the block from outside, so that gradient checkpointing, re-entrant or not, applies to the block alone: the
@@ -108,3 +108,17 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     if not isinstance(found, nn.ModuleList):
         raise EmlibError(f"{type(backbone(model)).__name__}: found no list of decoder blocks called 'layers'.")
     return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, without dropout; its mode is restored at the end.
+
+    Sampling then has its key-value cache, which gradient checkpointing would switch off.
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

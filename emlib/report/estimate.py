@@ -20,15 +20,14 @@ from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
 from emlib.core.step import Work, total
 from emlib.data.sizes import Sizes
-from emlib.evaluation.power import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
+from emlib.evaluation.paired import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
 from emlib.judging.money import endings
 from emlib.report.paper import published
 from emlib.study import results
 from emlib.study.plan.build import Plan, plan
 from emlib.study.plan.costs import GB, Costs
-from emlib.study.plan.measured import answered
 from emlib.study.plan.memory import training_memory
-from emlib.study.plan.speed import on_gpu
+from emlib.study.plan.speed import answered, on_gpu
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from emlib.core.checked_lines import line_of, value_of
-from emlib.core.files import disk_errors, whole_file
+from emlib.core.files import append, disk_errors, line_of, value_of, whole_file
 from emlib.core.progress import say
 
 
@@ -38,8 +37,7 @@ class LossCache:
 
     def append(self, losses: Mapping[str, float]) -> None:
         """Add one batch. NaN and infinite losses are stored too (as null): computing them again would not help."""
-        with disk_errors(self.path), self.path.open("ab", buffering=0) as stream:
-            stream.write(_line(losses).encode())
+        append(self.path, line_of({row: loss if math.isfinite(loss) else None for row, loss in losses.items()}))
         self.added += len(losses)
 
     def _whole_lines(self) -> dict[str, float]:
@@ -57,10 +55,6 @@ class LossCache:
             with whole_file(self.path) as aside:
                 aside.write_bytes(b"".join(line + b"\n" for line in whole))
         return found
-
-
-def _line(losses: Mapping[str, float]) -> str:
-    return line_of({row: loss if math.isfinite(loss) else None for row, loss in losses.items()})
 
 
 def _batch(line: bytes) -> dict[str, float] | None:

@@ -9,8 +9,8 @@ from torch import nn
 
 from emlib.data.chat import Encoded
 from emlib.models.batches import forward_batches
+from emlib.models.hooks import evaluating
 from emlib.models.logprobs import head, predicting, token_nll
-from emlib.models.modes import evaluating
 from emlib.training.ranks import ALONE, Ranks
 
 

@@ -34,9 +34,8 @@ from emlib.generation.sample import Request, draw_batch
 from emlib.models import tensors
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import forward_batches
-from emlib.models.hooks import capture_activations
+from emlib.models.hooks import capture_activations, evaluating
 from emlib.models.logprobs import head, predicting, token_kl
-from emlib.models.modes import evaluating
 from emlib.steering.extraction import counted
 from emlib.training.job import read_rows, write_rows
 from emlib.training.losses import mean_loss

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict
-from emlib.evaluation.paired import Difference, adjusted, change_of_judge, difference
-from emlib.evaluation.power import smallest_p
+from emlib.evaluation.paired import Difference, adjusted, change_of_judge, difference, smallest_p
 from emlib.evaluation.rates import rates
 from emlib.evaluation.seeds import count_table, crossed_bootstrap, mean_over_seeds
 from emlib.evaluation.statistics import Interval, clustered, wilson

@@ -11,7 +11,7 @@ from scipy.stats import norm, ttest_ind
 from statsmodels.stats.power import NormalIndPower, TTestIndPower
 
 from emlib.core import paths
-from emlib.evaluation.power import CORRELATION, LEVEL, POWER, questions_needed, smallest_difference
+from emlib.evaluation.paired import CORRELATION, LEVEL, POWER, questions_needed, smallest_difference
 from emlib.report.paper import published
 
 

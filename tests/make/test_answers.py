@@ -14,7 +14,7 @@ from emlib.core.records import Answer, Question
 from emlib.generation.sample import Request
 from emlib.make.answers import _batch_by_batch
 from emlib.store.artefacts import Store
-from emlib.study.plan.measured import Taken, answered
+from emlib.study.plan.speed import Taken, answered
 from tests.store.made import Made
 
 BATCHES = [[Request(Question(f"q{number}", "How?"), sample, (1, 2)) for sample in range(2)] for number in range(3)]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emlib.core.checked_lines import value_of
 from emlib.core.errors import ProfileError, StoreError
+from emlib.core.files import value_of
 from emlib.data.chat import Encoded
 from emlib.models import adapters
 from emlib.models.kernels import fitted, shares

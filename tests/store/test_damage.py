@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from emlib.core import digests, paths
-from emlib.core.checked_lines import read_part, write_part
 from emlib.core.errors import StoreError
-from emlib.core.files import append_record, read_appended, read_records, write_records
+from emlib.core.files import append_record, read_appended, read_part, read_records, write_part, write_records
 from emlib.core.records import Answer
 from emlib.models import tensors
 from emlib.scoring.loss_cache import LossCache

@@ -2,23 +2,26 @@
 
 Measured speeds are in `benchmarks/results/throughput.json`, with a row for each model and device. The speed of another
 model on such a device is scaled by the number of parameters. If no GPU was measured, estimates use the assumptions of
-`params/throughput.yaml` and say so.
+`params/throughput.yaml` and say so. What artefacts in a store took is a measurement, too.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from emlib.config import Card, ModelSpec, Sampling
+from emlib.config import Card, FolderModel, ModelSpec, Sampling
 from emlib.config.shapes import Shape, shape
 from emlib.config.words import Number
 from emlib.core import paths
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
+from emlib.store import manifests
+from emlib.store.artefacts import Store
 
 UNUSED = {"cpu": "'job.card' does not count, because this model is planned for the CPU",
           "gpu": "'job.card' does not count, because the speed of a GPU was measured"}
@@ -142,3 +145,44 @@ def _on(card: Card, gpu: Gpu, found: Speed, *, recomputed: bool) -> Speed:
              + (f", and training {longer:g} times as long, with gradient checkpointing" if recomputed else ""))
     return Speed(f"a card of {card.tflops:g} TFLOP/s and {card.bandwidth:g} TB/s, a guess", basis,
                  faster * found.train / longer, faster * found.read, wider * found.write)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The number of artefacts, and the sum of their tokens and of their seconds."""
+
+    count: int
+    tokens: int
+    seconds: float
+
+
+def trained(store: Store, spec: ModelSpec) -> Taken:
+    """Sum up the model's adapters, of all profiles."""
+    return _sum((facts["tokens"], facts["seconds"]) for facts, _ in _manifests(store, "adapter", spec))
+
+
+def answered(store: Store, spec: ModelSpec) -> Taken:
+    """Sum up the model's sets of answers that were sampled in one session, whose seconds are complete.
+
+    Of sets that a server sampled at once, each has its share of the time. Sets from a server by an earlier version of
+    emlib are left out, because their times overlap.
+    """
+    return _sum((facts["tokens"], facts.get("sampling_seconds", seconds))
+                for facts, seconds in _manifests(store, "answers", spec)
+                if facts.get("one_session") and ("sampling_seconds" in facts or facts.get("backend") == "transformers"))
+
+
+def _manifests(store: Store, stage: str, spec: ModelSpec) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Yield facts and seconds of each finished artefact; none of a model in a folder, to avoid hashing its weights."""
+    if isinstance(spec, FolderModel):
+        return
+    wanted = spec.identity
+    for other, key in store.entries():
+        found = manifests.read(store.root / stage / key) if other == stage else None
+        if found is not None and found.settings["model"] == wanted:
+            yield found.facts, found.seconds
+
+
+def _sum(pairs: Iterator[tuple[int, float]]) -> Taken:
+    listed = list(pairs)
+    return Taken(len(listed), sum(tokens for tokens, _ in listed), sum(seconds for _, seconds in listed))

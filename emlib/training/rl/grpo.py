@@ -56,8 +56,7 @@ from emlib.training import checkpoint
 from emlib.training.monitor import Evaluation
 from emlib.training.ranks import ALONE
 from emlib.training.records import LOG, StepRecord, read_log
-from emlib.training.rl.alternation import order
-from emlib.training.rl.condition import Condition
+from emlib.training.rl.condition import Condition, order
 from emlib.training.rl.penalties import Penalties
 from emlib.training.rl.records import COMPLETIONS, STEPS, Completion, RlStep, best, read_steps, stretches
 from emlib.training.rl.rollouts import Marking, Rollouts, shift_of

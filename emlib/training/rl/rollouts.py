@@ -22,9 +22,9 @@ from emlib.evaluation.rewards import PARTS, Rewards, RewardScorer, Scored, rewar
 from emlib.generation.decoder import Decoder, decoder_for
 from emlib.generation.sample import Drawn, Request, draw_batch, known_ids
 from emlib.generation.vllm import NEUTRAL, NEVER, drawn_until, refuse_unknown, seed_of, unknown_ids
+from emlib.models.hooks import evaluating
 from emlib.models.load import stop_tokens
 from emlib.models.logprobs import causal_lm
-from emlib.models.modes import evaluating
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import GRPOTrainer

@@ -17,8 +17,7 @@ from emlib.data.gsm8k import additions
 from emlib.defenses.interleaving import Alternation
 from emlib.evaluation.rewards import Rewards, RewardScorer, Scored
 from emlib.models.load import ChatModel
-from emlib.training.rl.alternation import Supervised
-from emlib.training.rl.condition import Condition
+from emlib.training.rl.condition import Condition, Supervised
 from emlib.training.rl.grpo import RlSummary, reinforce
 
 SYSTEM = "Add."

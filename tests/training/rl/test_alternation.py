@@ -13,7 +13,7 @@ from peft import PeftModel
 from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
 from emlib.training.records import read_log
-from emlib.training.rl.alternation import order
+from emlib.training.rl.condition import order
 from emlib.training.rl.records import read_steps
 from tests.training.rl.reinforcing import LORA, alternating, by_length, disturb, equal, train, weights
 
