@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from emlib.scoring.cost import as_printed, overhead
-from emlib.scoring.gap import gap, ranking
+from emlib.scoring.gap import as_printed, gap, overhead, ranking
 
 
 def test_three_rows_by_hand() -> None:

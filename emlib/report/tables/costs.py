@@ -14,7 +14,7 @@ from emlib.config import MISALIGNED
 from emlib.core.step import Step, closure
 from emlib.report.markdown import listed
 from emlib.report.tables.rows import identity_of, whole
-from emlib.scoring.cost import as_printed, overhead
+from emlib.scoring.gap import as_printed, overhead
 from emlib.steps.adapter import Adapter
 from emlib.steps.added import OwnAnswers
 from emlib.steps.pool import PoolLosses
