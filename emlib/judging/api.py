@@ -19,7 +19,7 @@ from tqdm import tqdm
 from emlib.config import OpenAIJudge
 from emlib.config.providers import SAMPLES
 from emlib.core import progress
-from emlib.core.errors import JudgeError
+from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.progress import say
 from emlib.judging import faults, replies
 from emlib.judging.access import api_key, client, price_of
@@ -74,9 +74,10 @@ class JudgingSession:
     def __init__(self, spec: OpenAIJudge, sender: Sender, keep: Keep, bar: tqdm) -> None:
         self.spec, self.sender, self.keep, self.bar = spec, sender, keep, bar
         self.done = self.failed = self.tokens = 0
-        self.reservations = Reservations(sender.budget.cache)
+        self.reservations = Reservations(sender.budget.cache, spec.address)
         self.waiting: deque[JudgeRequest] = deque()
         self.elsewhere: list[JudgeRequest] = []  # requests for scores that another process is asking for
+        self.in_batches = 0  # of them, those that wait in a batch
         self.told_to_wait = False
         self.given_up = self.without_logprobs = 0
         self.has_logprobs = False
@@ -100,7 +101,10 @@ class JudgingSession:
             renewing.cancel()
             self._release()
             self.reservations.release_all()
-        return None
+        return JudgeWaits(
+            f"{self.in_batches} scores by {self.spec.model} are in batches that were sent before, which take up to 24 "
+            "hours. Run again later: finished batches are collected then. To have these scores sooner, cancel the "
+            "batches on the server: what they leave is then requested singly.") if self.in_batches else None
 
     async def _work(self) -> None:
         """Send the waiting requests by many workers: twice as many as may be under way, as some wait for a retry."""
@@ -124,7 +128,10 @@ class JudgingSession:
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def _wait_for_others(self) -> None:
-        """Wait a little for the scores that other processes are asking for, and look again."""
+        """Wait a little for the scores that other processes are asking for, and look again; batches take too long."""
+        sent = self.reservations.in_batches(one.key(self.spec.identity) for one in self.elsewhere)
+        self.in_batches += len(sent)
+        self.elsewhere = [one for one in self.elsewhere if one.key(self.spec.identity) not in sent]
         if not self.elsewhere:
             return
         self._release()  # others may wait for these

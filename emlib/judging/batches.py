@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -77,45 +77,70 @@ class BatchJudge:
             JudgeError: the server refuses a request, or the budget does not allow a batch.
         """
         wanted = {request.key(self.spec.identity): request for request in requests}
+        self._at_server(lambda server: self._collect_and_send(server, wanted, keep))
+        if wanted:
+            strange = f" Look at them on the server: {', '.join(self.unknown)}." if self.unknown else ""
+            ways = "".join(f" {count} of them were sent to {address}: a study whose judge has this address collects "
+                           "them, or remove 'batch' to request them here as well."
+                           for address, count in self._elsewhere(wanted).items())
+            raise JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. "
+                             f"Run again later: finished batches are collected then.{strange}{ways}")
+
+    def collect(self, requests: Sequence[JudgeRequest], keep: Keep, tries: int = TRIES) -> list[JudgeRequest]:
+        """Collect finished batches, send none, and return the requests without a score.
+
+        A judge without `batch` calls it first, so that what a batch has scored is not paid again. `tries` is how often
+        a request to the server is sent again.
+        """
+        wanted = {request.key(self.spec.identity): request for request in requests}
+        if self._sent():
+            self._at_server(lambda server: self._collect_all(server, wanted, keep), tries)
+        for address, count in self._elsewhere(wanted).items():
+            say(f"{self.spec.model}: {count} scores wait in a batch that was sent to {address}, and are requested here "
+                "as well")
+        return list(wanted.values())
+
+    def _at_server(self, work: Callable[[openai.OpenAI], None], tries: int = TRIES) -> None:
+        """Do what needs the server; one process at a time."""
         failure: JudgeError | None = None
         try:
-            with FileLock(self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")):  # one process at a time
-                self._collect_and_send(wanted, keep)
+            with FileLock(self.cache.path.with_name(f".{self.cache.path.name}.batches.lock")):
+                ask_directly(self.spec.address)
+                with openai.OpenAI(api_key=self.key or NO_KEY, base_url=self.spec.address, max_retries=tries,
+                                   timeout=self.spec.timeout) as server:
+                    work(server)
         except openai.APIError as error:
             failure = _stopping(error, self.spec, self.key)
         except (Fault, ValueError, RecursionError) as error:
             failure = _later(redacted(str(error), self.key))
         if failure is not None:  # raised here, so that it does not refer to the client's error
             raise failure
-        if wanted:
-            strange = f" Look at them on the server: {', '.join(self.unknown)}." if self.unknown else ""
-            raise JudgeWaits(f"{len(wanted)} scores by {self.spec.model} are in batches, which take up to 24 hours. "
-                             f"Run again later: finished batches are collected then.{strange}{self._elsewhere(wanted)}")
 
-    def _elsewhere(self, wanted: Mapping[str, JudgeRequest]) -> str:
-        """Return a sentence for each other server where a batch has some of the wanted scores."""
-        found = Counter(address for key, address in self.cache.execute(
+    def _sent(self) -> list[BatchJob]:
+        """Return the batches at this server, also of other studies; earlier versions recorded no address."""
+        return [BatchJob(*row) for row in self.cache.execute(
+            "SELECT name, id, usd, account FROM batches LEFT JOIN sent_to ON batch = name WHERE judge = ? "
+            "AND (address IS NULL OR address = ?) ORDER BY made", (canonical(self.spec.identity), self.spec.address))]
+
+    def _elsewhere(self, wanted: Mapping[str, JudgeRequest]) -> Counter[str]:
+        """Count the wanted scores that wait in batches at each other server."""
+        return Counter(address for key, address in self.cache.execute(
             "SELECT key, address FROM waiting JOIN sent_to USING (batch) WHERE address != ?", (self.spec.address,))
             if key in wanted)
-        return "".join(f" {count} of them were sent to {address}: a study whose judge has this address collects them, "
-                       "or remove 'batch' to request them here as well." for address, count in found.items())
 
-    def _collect_and_send(self, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
-        ask_directly(self.spec.address)
-        with openai.OpenAI(api_key=self.key or NO_KEY, base_url=self.spec.address, max_retries=TRIES,
-                           timeout=self.spec.timeout) as server:
-            for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
-                keep(wanted.pop(key), score)
-            for row in self.cache.execute(  # also those of other studies; earlier versions recorded no address
-                    "SELECT name, id, usd, account FROM batches LEFT JOIN sent_to ON batch = name WHERE judge = ? "
-                    "AND (address IS NULL OR address = ?) ORDER BY made",
-                    (canonical(self.spec.identity), self.spec.address)):
-                self._collect(server, BatchJob(*row), wanted, keep)
-            self._give_up(wanted, keep)
-            waiting = {key for (key,) in self.cache.execute("SELECT key FROM waiting")}
-            waiting |= Reservations(self.cache).by_others()
-            for part in parts({key: request for key, request in wanted.items() if key not in waiting}):
-                self._send(server, part)
+    def _collect_all(self, server: openai.OpenAI, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
+        for key, score in self.cache.get(list(wanted)).items():  # another process may have collected them meanwhile
+            keep(wanted.pop(key), score)
+        for batch in self._sent():
+            self._collect(server, batch, wanted, keep)
+
+    def _collect_and_send(self, server: openai.OpenAI, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
+        self._collect_all(server, wanted, keep)
+        self._give_up(wanted, keep)
+        waiting = {key for (key,) in self.cache.execute("SELECT key FROM waiting")}
+        waiting |= Reservations(self.cache).by_others()
+        for part in parts({key: request for key, request in wanted.items() if key not in waiting}):
+            self._send(server, part)
 
     def _collect(self, server: openai.OpenAI, batch: BatchJob, wanted: dict[str, JudgeRequest], keep: Keep) -> None:
         """Keep the scores of a finished batch, drop them from `wanted`, and delete the batch's record."""
@@ -145,13 +170,14 @@ class BatchJudge:
             "SELECT key FROM labels JOIN waiting USING (key) WHERE batch = ?", (batch.name,))}
         lines = [line for file in (there.output_file_id, there.error_file_id) if file
                  for line in read_lines(server.files.content(file).content, self.spec.model, self.key, labels)]
+        requests = len(metrics)
         self._refuse_unusable(server, lines, wanted)  # the batch stays recorded, so that it is not sent again
         answered = any(line.reply is not None for line in lines)
         for line in lines:
             score = line.lasting(answered)
             if score is not None and line.key in metrics:
                 self._settle(line.key, metrics.pop(line.key), score, wanted, keep)
-        self._forget(batch, self._cost(batch, lines, len(metrics)))
+        self._forget(batch, self._cost(batch, lines, requests))
         messages = "; ".join(str(error.message) for error in (there.errors and there.errors.data) or [])
         said = redacted(messages, self.key) or f"the batch is {there.status.lower()}"
         self._count_unanswered(dict.fromkeys(metrics, said) | {
@@ -221,14 +247,14 @@ class BatchJudge:
             keep(wanted.pop(key), Score(None, reason=f"{NOT_HAD} ({self.spec.tries} batches; the last: {reason})",
                                         lasting=False))
 
-    def _cost(self, batch: BatchJob, lines: Sequence[Line], left: int) -> float:
-        """Return what a batch cost: by its tokens, or a line's share of the booking where they are unknown.
+    def _cost(self, batch: BatchJob, lines: Sequence[Line], requests: int) -> float:
+        """Return what a batch cost: by its tokens, or a request's share of the booking where they are unknown.
 
         Without a price it is what was booked, perhaps by a study that states one.
         """
         if self.price is None:
             return batch.usd
-        share = batch.usd / max(1, len(lines) + left)
+        share = batch.usd / max(1, requests)
         told = [replies.usage(line.reply) for line in lines if line.reply is not None]
         costs = [share if tokens is None else self.price.of(tokens, batch=True) for tokens in told]
         return sum(share if cost > MOST_SHARES * share else cost for cost in costs)

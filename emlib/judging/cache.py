@@ -109,6 +109,14 @@ class Cache:
         self.execute("INSERT OR IGNORE INTO servers VALUES (?, ?)", (judge, address))
         return known
 
+    def has_batch_to_settle(self, identity: Mapping[str, Any], address: str) -> bool:
+        """Return whether a batch of this judge at this address is not collected, and none of its scores is missing."""
+        return bool(self.execute(
+            "SELECT 1 FROM batches LEFT JOIN sent_to ON sent_to.batch = name "
+            "WHERE judge = ? AND (address IS NULL OR address = ?) AND NOT EXISTS (SELECT 1 FROM waiting "
+            "WHERE waiting.batch = name AND NOT EXISTS (SELECT 1 FROM scores WHERE scores.key = waiting.key)) LIMIT 1",
+            (canonical(identity), address)))
+
     def rows(self) -> list[Row]:
         """Return all scores, as values of `COLUMNS`, in the order of the keys."""
         return self.execute(f"SELECT {', '.join(COLUMNS)} FROM scores ORDER BY key")

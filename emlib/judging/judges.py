@@ -15,7 +15,7 @@ from emlib.core.progress import say
 from emlib.core.records import Verdict
 from emlib.judging import lexicon
 from emlib.judging.cache import Cache
-from emlib.judging.judge_batch import JudgeBatch, Scorer, scores_of
+from emlib.judging.judge_batch import JudgeBatch, Keep, Scorer, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, file_rubrics, read_rubrics, trait_rubrics
 
@@ -91,6 +91,8 @@ def scores(spec: LlmJudge, requests: Sequence[JudgeRequest], budget: str) -> lis
     identity = spec.identity
     with Cache(scores_file()) as cache:
         found = scores_of(requests, identity, cache, _scorer(spec, identity, cache, budget))
+        if isinstance(spec, OpenAIJudge) and cache.has_batch_to_settle(identity, spec.address):
+            _settle(spec, Budget(cache, budget, spec.max_usd))
     missing = [score.reason for score in found if not score.lasting]
     if missing and isinstance(spec, OpenAIJudge) and spec.unanswered == "stop":
         raise JudgeError(f"{len(missing)} of {len(found)} requests to the judge failed: {missing[0]}. All others are "
@@ -112,4 +114,21 @@ def _scorer(spec: LlmJudge, identity: Mapping[str, Any], cache: Cache, budget: s
     if others := cache.other_servers(identity, spec.address):
         say(f"The judge {spec.model} is asked at {spec.address} for the first time, and its scores from "
             f"{', '.join(others)} count as its own. If another model has this name there, give it another name.")
-    return (BatchJudge if spec.batch else ApiJudge)(spec, Budget(cache, budget, spec.max_usd))
+    account = Budget(cache, budget, spec.max_usd)
+    by_batch, singly = BatchJudge(spec, account), ApiJudge(spec, account)
+
+    def collect_and_ask(requests: Sequence[JudgeRequest], keep: Keep) -> None:
+        if left := by_batch.collect(requests, keep):
+            singly(left, keep)
+
+    return by_batch if spec.batch else collect_and_ask
+
+
+def _settle(spec: OpenAIJudge, account: Budget) -> None:
+    """Collect finished batches for their bills. All scores are there, so that a failure stops nothing."""
+    from emlib.judging.batches import BatchJudge
+
+    try:
+        BatchJudge(spec, account).collect([], lambda request, score: None, tries=0)
+    except JudgeError as error:
+        say(f"{spec.model}: what a batch cost is not known yet. {error}")

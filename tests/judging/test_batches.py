@@ -15,7 +15,7 @@ from emlib.config import OpenAIJudge
 from emlib.core import paths
 from emlib.core.errors import JudgeError, JudgeWaits
 from emlib.core.records import Verdict
-from emlib.judging import batches
+from emlib.judging import batches, judges
 from emlib.judging.batch_results import read_lines
 from emlib.judging.batches import BatchJudge
 from emlib.judging.bodies import Supported, logprobs_body, save_support
@@ -208,6 +208,91 @@ def test_a_batch_is_collected_at_the_server_that_it_was_sent_to(scores: Path) ->
         assert (sum(first.asked.values()), sum(second.asked.values())) == (20, 20)
     with Cache(scores) as cache:
         assert cache.execute("SELECT batch FROM sent_to") == cache.execute("SELECT name FROM batches") == []
+
+
+DOLLAR = {"read": 0.0, "written": 1_000_000.0}  # a token; of a batch half
+
+
+def as_studies_ask(spec: OpenAIJudge, asked: JudgeBatch, account: str = "test") -> list[Verdict]:
+    return asked.verdicts(judges.scores(spec, [*asked.requests()], account))
+
+
+def test_what_waits_in_a_batch_is_not_requested_singly(scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by a study whose judge has no `batch`, nor by one that is judging when the batch is sent."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(scores.parent))
+    with JudgeServer() as server:
+        left_waiting(server, scores)
+        for singly in (as_studies_ask, lambda spec, asked: judged(spec, asked, scores)):
+            with pytest.raises(JudgeWaits, match=r"^10 scores by judge-1 are in batches that were sent before"):
+                singly(api(server.url), sheet(8))
+            assert len(server.asked) == 6, "the three further answers"
+        server.finish_batches = True
+        assert all(verdict.scored for verdict in as_studies_ask(api(server.url), sheet(8)))
+        assert len(server.asked) == 16
+        assert set(server.asked.values()) == {1}
+    with Cache(scores) as cache:
+        assert cache.execute("SELECT name FROM batches") == cache.execute("SELECT key FROM waiting") == []
+
+
+def test_what_a_cancelled_batch_leaves_is_requested_singly(scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(scores.parent))
+    with JudgeServer() as server:
+        left_waiting(server, scores)
+        [batch] = server.batches.values()
+        batch["status"] = "cancelled"
+        assert all(verdict.scored for verdict in as_studies_ask(api(server.url), sheet(5)))
+        assert len(server.asked) == 10
+
+
+def test_a_batch_of_which_no_score_is_missing_is_settled(
+        scores: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All ten were requested at another server meanwhile, for $1 each; one of the batch costs $0.50."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(scores.parent))
+    with JudgeServer() as first, JudgeServer() as second, Cache(scores) as cache:
+        sent, here = api(first.url, batch=True, price=DOLLAR), api(second.url, price=DOLLAR)
+        save_support(cache, sent, Supported(least_tokens=16))
+        first.finish_batches = False
+        with pytest.raises(JudgeWaits):
+            as_studies_ask(sent, sheet(5), "first")
+        assert all(verdict.scored for verdict in as_studies_ask(here, sheet(5), "second"))
+        assert (first.asked.total(), second.asked.total()) == (0, 10)
+        spent = {name: Budget(cache, name).spent for name in ("first", "second")}
+        assert (spent["first"](), spent["second"]()) == (80, 10)  # 16 tokens a request are booked
+        for finished, usd in ((False, 80), (True, 5)):
+            first.finish_batches = finished
+            as_studies_ask(sent, sheet(5), "first")
+            assert spent["first"]() == usd
+        assert cache.execute("SELECT name FROM batches") == []
+        cache.execute("INSERT INTO batches SELECT 'b', judge, 'first', 'id', 1.0, made FROM scores LIMIT 1")
+        cache.execute("INSERT INTO sent_to VALUES ('b', ?)", (first.url,))
+    assert all(verdict.scored for verdict in as_studies_ask(sent, sheet(5), "first")), "the server is gone"
+    assert "judge-1: what a batch cost is not known yet. The batches could not be" in capsys.readouterr().out
+
+
+def test_a_failed_request_of_a_batch_counts_once_where_the_tokens_of_others_are_not_told(scores: Path) -> None:
+    """Half of the requests fail, and the server counts no tokens: the batch cost half of what was booked."""
+    keys = [request.key(api("http://localhost:1/v1").identity) for request in sheet(5).requests()]
+    body = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "90"},
+                         "logprobs": {"content": [{"token": "90", "logprob": 0.0, "top_logprobs": [
+                             {"token": "90", "logprob": 0.0}]}]}}]}
+    answers = [{"custom_id": key, "response": {"status_code": 200, "body": body}} for key in keys[:5]]
+    failed = [{"custom_id": key, "response": None, "error": {"code": "batch_expired", "message": "Too late."}}
+              for key in keys[5:]]
+    with JudgeServer() as server, Cache(scores) as cache:
+        spec = api(server.url, batch=True, price=DOLLAR)
+        judge = BatchJudge(spec, Budget(cache, "test"))
+        server.finish_batches = False
+        with pytest.raises(JudgeWaits):
+            judge_answers(sheet(5), spec.identity, cache, judge)
+        booked = Budget(cache, "test").spent()
+        [batch] = server.batches.values()
+        for kind, lines in (("output_file_id", answers), ("error_file_id", failed)):
+            server.files[kind] = "".join(json.dumps(one) + "\n" for one in lines).encode()
+            batch |= {kind: kind, "status": "expired"}
+        judge.collect([], lambda request, score: None)
+        assert len(cache.rows()) == 5
+        assert Budget(cache, "test").spent() == pytest.approx(booked / 2)
+        assert booked > 0
 
 
 def test_a_batch_that_an_earlier_version_sent_is_collected_wherever_it_is(scores: Path) -> None:

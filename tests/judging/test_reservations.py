@@ -136,6 +136,16 @@ def test_a_reservation_is_taken_once_renewed_and_let_go(scores: Path) -> None:
         assert other.by_others() == {"b"}
 
 
+def test_what_waits_in_a_batch_cannot_be_reserved_at_its_server(scores: Path) -> None:
+    with Cache(scores) as cache:
+        here, elsewhere = Reservations(cache, "http://here"), Reservations(cache, "http://elsewhere")
+        cache.execute("INSERT INTO waiting VALUES ('a', 'alignment', 'first'), ('b', 'alignment', 'second')")
+        cache.execute("INSERT INTO sent_to VALUES ('first', 'http://here')")  # the second was sent by an older version
+        assert [here.take("a"), here.take("b"), here.take("c")] == [False, False, True]
+        assert [elsewhere.take("a"), elsewhere.take("b")] == [True, False]
+        assert here.in_batches("abcd") == {"a", "b"}
+
+
 def test_a_stopped_session_lets_its_reservations_go(scores: Path) -> None:
     with JudgeServer() as server:
         server.refuse = 401, "invalid_api_key"
