@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cached_property, singledispatch
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +42,12 @@ def maker(step: Step, session: Session, folder: Path) -> Facts:
     raise NotImplementedError(f"{type(step).__name__}: a module of emlib.make registers the maker of each kind of step")
 
 
+def register_makers() -> None:
+    """Import all modules beside this one: each registers its makers."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{__package__}.{module.name}")
+
+
 def hub_models(value: Any, *, within: bool = False) -> set[HubModel]:
     """Return the hub's models that a step names itself, and not by its inputs: the study's, and those of its judges."""
     if isinstance(value, HubModel):
@@ -62,6 +70,7 @@ class Session(AbstractContextManager["Session"]):
 
     def __init__(self, recipes: Recipes, store: Store, folder: Path, budget: str) -> None:
         """Take the study's folder of results, where a server writes its log, and the name of its budget for judges."""
+        register_makers()
         self.recipes, self.profile, self.store = recipes, recipes.profile, store
         self.folder, self.budget = folder, budget
         self.sampling_clock = SharedClock()  # of sets of answers: a server samples several at once

@@ -313,7 +313,6 @@ class Study:
 
     def session(self) -> Session:
         """Open a session that makes missing artefacts, and close what was open. This imports the model library."""
-        import emlib.make.makers  # noqa: F401  registers them
         from emlib.make.session import Session
 
         Session.close_kept()

@@ -15,8 +15,7 @@ import pytest
 
 from emlib.core import paths
 from emlib.evaluation.records import READINGS
-from emlib.make import makers  # noqa: F401  registers them
-from emlib.make.session import maker
+from emlib.make.session import maker, register_makers
 from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Store
 from emlib.store.manifests import DIGEST, MANIFEST
@@ -124,6 +123,7 @@ def without_seconds(value: Any) -> Any:
 
 
 def test_equal_content_has_equal_bytes_for_every_kind(twice: tuple[Path, Path]) -> None:
+    register_makers()
     one, other = ({(made.stage, made.key): made for made in Store(runs / "store").all()} for runs in twice)
     kinds = [kind for base in maker.registry if base is not object for kind in (base, *base.__subclasses__())]
     missing = {kind.stage for kind in kinds if kind.__module__.startswith("emlib.")} - {stage for stage, _ in one}

@@ -45,8 +45,7 @@ from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.interleaving import Interleaving
 from emlib.defenses.kl import Beta, Kl
 from emlib.evaluation.panel import PanelTask
-from emlib.make import makers  # noqa: F401  registers them
-from emlib.make.session import maker
+from emlib.make.session import maker, register_makers
 from emlib.steps import grpo, measures, pool
 from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.added import AddedRows, Against, CandidateRows
@@ -78,6 +77,7 @@ def kinds() -> Iterator[type[Step]]:
 
 
 def test_every_kind_of_step_has_a_maker_and_a_stage_of_its_own() -> None:
+    register_makers()
     assert [kind for kind in kinds() if maker.dispatch(kind) is maker.dispatch(Step)] == []
     assert {kind for kind in maker.registry if kind.__module__.startswith("emlib.steps.")} <= set(kinds())
     stages = [kind.stage for kind in kinds()]
