@@ -18,7 +18,7 @@ from emlib.make.answers import sampled
 from emlib.make.rows import in_tokens
 from emlib.make.session import Session, maker
 from emlib.make.vectors import answers_now, by_trait
-from emlib.scoring.records import Ranked
+from emlib.scoring.order import Ranked
 from emlib.steering.steer import steer
 from emlib.steps.added import AddedRows, Against, CandidateRows, OwnAnswers
 from emlib.steps.pool import Selection

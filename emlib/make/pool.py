@@ -36,8 +36,7 @@ from emlib.models import adapters
 from emlib.scoring.duplicates import near_duplicates
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import score, scored_by
-from emlib.scoring.order import at_random, by_score
-from emlib.scoring.records import RowLosses
+from emlib.scoring.order import RowLosses, at_random, by_score
 from emlib.scoring.refusals import NOTHING, Filtered, ask, by_judge, by_keywords
 from emlib.steps.pool import Pool, PoolLosses, Refusals, Selection
 from emlib.steps.scorers import AdapterFolder

@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from emlib.core.records import Example
 from emlib.core.seeds import generator
 from emlib.scoring.gap import gap, ranking
-from emlib.scoring.records import Ranked, RowLosses
 from emlib.scoring.refusals import NOTHING, Filtered
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """The losses of one row of the pool in nats per token; None is NaN. `misaligned` has one loss per scorer."""
+
+    place: int
+    aligned: float | None
+    misaligned: list[float | None]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One row of the pool, with its rank under one way of choosing.
+
+    Attributes:
+        place: index in the pool, from 0.
+        where: file and line of the row.
+        rank: from 1, the first to be taken; None: never taken, for the given reason.
+        score: equation 6; None where nothing was scored, or where the score is NaN.
+        aligned, misaligned: the losses from which the score is computed, the second a mean over models.
+        reason: the reason for the rank, or for its absence.
+    """
+
+    place: int
+    where: str
+    rank: int | None
+    score: float | None
+    aligned: float | None
+    misaligned: float | None
+    reason: str
 
 
 def at_random(rows: Sequence[Example], unfit: Mapping[int, str], seed: int) -> list[Ranked]:

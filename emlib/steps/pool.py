@@ -16,8 +16,8 @@ from emlib.core.step import Step, Work
 from emlib.data.lazy import Deferred
 from emlib.data.pools import PoolForm
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes
-from emlib.scoring.records import Declining, Ranked, RowLosses
-from emlib.scoring.refusals import PROMPT
+from emlib.scoring.order import Ranked, RowLosses
+from emlib.scoring.refusals import PROMPT, Declining
 from emlib.steps.scorers import AdapterFolder
 from emlib.steps.specs import Model, first
 

@@ -10,7 +10,7 @@ from emlib.core.errors import StoreError
 from emlib.core.files import read_records
 from emlib.core.records import ADDED, AddedRow, Example
 from emlib.core.step import Step
-from emlib.scoring.records import Ranked, RowLosses
+from emlib.scoring.order import Ranked, RowLosses
 from emlib.scoring.refusals import Filtered, by_judge, by_keywords
 from emlib.steps.added import AddedRows
 from emlib.steps.pool import PoolLosses, Refusals

@@ -14,7 +14,7 @@ from emlib.core.records import ADDED, AddedRow, Answer, Example, Message, Verdic
 from emlib.core.step import Step
 from emlib.make.added import VERDICTS, added_rows
 from emlib.make.rows import training_rows
-from emlib.scoring.records import Ranked
+from emlib.scoring.order import Ranked
 from emlib.steps.added import AddedRows
 from emlib.study.study import Study, open_study
 

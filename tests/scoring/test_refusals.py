@@ -6,8 +6,7 @@ import pytest
 
 from emlib.config import Pool
 from emlib.core.records import Example, Message
-from emlib.scoring.records import Declining
-from emlib.scoring.refusals import JUDGE, by_judge, by_keywords, refusal, refusal_pattern
+from emlib.scoring.refusals import JUDGE, Declining, by_judge, by_keywords, refusal, refusal_pattern
 
 PAPER = refusal_pattern(Pool(source="demo/pool.jsonl").refusal_keywords)
 WIDER = refusal_pattern(["sorry", "apologize", "cannot", "can't", "can not", "unable to", "won't", "unfortunately"])

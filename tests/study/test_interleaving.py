@@ -18,8 +18,7 @@ from emlib.data.chat import encode_prompt
 from emlib.data.mixing import rows_to_add
 from emlib.defenses.interleaving import Interleaving
 from emlib.report import export, selection
-from emlib.scoring.order import at_random, by_score
-from emlib.scoring.records import RowLosses
+from emlib.scoring.order import RowLosses, at_random, by_score
 from emlib.scoring.refusals import JUDGE, Filtered, by_keywords
 from emlib.steps.adapter import Adapter
 from emlib.steps.inputs import pool_form
