@@ -73,7 +73,8 @@ def audited() -> Figure:
 
 def own() -> Figure:
     frame = rows("seed", (0,), "general").rename(columns={"general_low": "low", "general_high": "high"})
-    return recommend.tradeoff(frame.assign(kept=[0.0, 100.0, 80.0, 40.0, 95.0]), Bounds())
+    known = dict.fromkeys(("incoherent", "unscored", "cut"), 0.0)
+    return recommend.tradeoff(frame.assign(kept=[0.0, 100.0, 80.0, 40.0, 95.0], fall=1.0, unseen="", **known), Bounds())
 
 
 def tradeoff_of_four() -> Figure:

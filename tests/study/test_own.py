@@ -197,6 +197,6 @@ def test_the_notebook_ends_with_a_recommendation(tmp_path: Path, monkeypatch: py
     out = tmp_path / "15.ipynb"
     notebooks.execute("17_your_own_data", {"profile": profile(tmp_path)}, out)
     shown = json.dumps(json.loads(out.read_text())["cells"])
-    assert "No defense is needed for this trait" in shown  # a random model says nothing of a pirate's
+    assert "No recommendation: of the general answers under plain fine-tuning" in shown  # a random model's are noise
     assert "40 usable; 30 of them sampled with seed 0" in shown
     assert (tmp_path / "runs" / "mine" / "figures" / "own.png").is_file()
