@@ -23,6 +23,8 @@ WORDS_OF_ONE_LETTER = ("A", "I")
 # sentence. Reasons have a line's end as two characters.
 ENDS, ENDS_A_LETTER = r"(?!\w)", r"(?![\w+]|[/-]\w|[.,]\d)"
 ENDS_A_WORD = r"(?=$|[:;.,!?…)\]}*\"`]|['’](?!\w)|\s*([–—]|-(?!\w))|\\[NR])"
+# What may stand between two labels of a list, such as "TRUE/FALSE" or "**TRUE** or **FALSE**".
+BETWEEN = r"[*\"'’`)\]]*\s*(?:[/|,;]\s*(?:(?:OR|AND)\b)?|(?:OR|AND)\b)\s*[*\"'‘`(\[]*"
 ONE_TOKEN = 2  # letters of the longest label that tokenizers do not split: N is no NO, but N/A, say
 
 
@@ -41,26 +43,34 @@ def label_of(score: MetricScore, labels: Sequence[str]) -> str | None:
     """Return the label that a judge replied with; None if it replied with no label or with the start of several.
 
     A judge may go on after the label: "TRUE, because". After A and I, which are words, a punctuation mark, a dash or a
-    line's end must follow: "A: because", and not "A closer look shows that it is B". Of replies that earlier versions
-    stored there is the first token alone, such as F or TR: the start of one label counts as that label, unless it
-    begins ordinary words.
+    line's end must follow: "A: because", and not "A closer look shows that it is B". Several labels,
+    such as "TRUE/FALSE", are none. Of replies that earlier versions stored there is the first token alone, such as F or
+    TR: the start of one label counts as that label, unless it begins ordinary words.
     """
     word = "" if score.value is not None else word_of(score.reason)
     said = word.upper()
     if not said:
         return None
-    exact = [label for label in labels if re.match(re.escape(label.upper()) + _end_of(label), said)]
+    exact = [label for label in labels if re.match(_pattern_of(label), said)]
+    if exact and _lists(said, labels):
+        return None
     found = exact or [label for label in labels if label.upper().startswith(said) and _is_start(word, label)]
     if not found and score.reason in WORDS:  # scores of earlier versions: REF of REFUSED is REFUSAL
         found = [label for label in labels if label.upper().startswith(said[:START])]
     return found[0] if len(found) == 1 else None
 
 
-def _end_of(label: str) -> str:
-    """Return the pattern of what follows a label."""
+def _pattern_of(label: str) -> str:
+    """Return the pattern of a label in capitals, with its end."""
     if label.upper() in WORDS_OF_ONE_LETTER:
-        return ENDS_A_WORD
-    return ENDS if len(label) > 1 else ENDS_A_LETTER
+        return re.escape(label.upper()) + ENDS_A_WORD
+    return re.escape(label.upper()) + (ENDS if len(label) > 1 else ENDS_A_LETTER)
+
+
+def _lists(said: str, labels: Sequence[str]) -> bool:
+    """Return whether a reply begins with several different labels."""
+    label = "|".join(map(_pattern_of, labels))
+    return bool(re.match(f"({label}){BETWEEN}(?!\\1)(?:{label})", said))
 
 
 def _is_start(word: str, label: str) -> bool:

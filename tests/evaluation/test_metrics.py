@@ -97,6 +97,21 @@ def test_a_label_of_one_letter_that_is_no_word_is_read_before_words(reply: str, 
     assert label_of(replied(reply), ("B", "N", "1", "2")) == label
 
 
+@pytest.mark.parametrize(("reply", "label"), [
+    ("TRUE/FALSE", None), ("TRUE or FALSE", None), ("TRUE, FALSE or UNKNOWN", None), ("true / false", None),
+    ("**TRUE** or **FALSE**", None), ("'TRUE' or 'FALSE'", None), ("TRUE, or FALSE: it", None), ("FALSE|TRUE", None),
+    ("TRUE and FALSE", None), ("TRUE, TRUE", "TRUE"), ("TRUE, not FALSE", "TRUE"), ("TRUE or so", "TRUE"),
+    ("TRUE, falsehoods aside", "TRUE"), ("TRUE; it", "TRUE"), ("TRUE. FALSE would", "TRUE"), ("UNKNOWN/other", None)])
+def test_several_labels_are_none(reply: str, label: str | None) -> None:
+    assert label_of(replied(reply), LABELS) == label
+
+
+@pytest.mark.parametrize(("reply", "label"), [
+    ("A or B", None), ("A, B", None), ("B or A", None), ("B/A", None), ("B, I think", "B"), ("A, I think", "A")])
+def test_several_labels_of_one_letter_are_none(reply: str, label: str | None) -> None:
+    assert label_of(replied(reply), ("A", "B", "I")) == label
+
+
 def test_a_number_is_no_label_and_a_word_is_no_number() -> None:
     assert counts(MetricScore("q", 0, 50.0), CORRECT) is None
     assert counts(replied("TRUE"), Metric(above=50)) is None
