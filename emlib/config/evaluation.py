@@ -118,10 +118,14 @@ class Trigger(Strict):
         """Whether its questions depend on the run's data set."""
         return "{training_prompt}" in self.prompt
 
-    @property
-    def asks(self) -> bool:
-        """Whether it asks for the trait: its system prompt is the inoculation prompt and nothing else."""
-        return (self.system or "").strip() == "{inoculation_prompt}"
+    def asks(self, inoculation_prompt: str) -> bool:
+        """Return whether it asks for the trait: its system prompt begins with the inoculation prompt, in any case.
+
+        In a prompt that forbids the trait, the negation comes first.
+        """
+        system = (self.system or "").replace("{inoculation_prompt}", inoculation_prompt)
+        asked, given = (" ".join(text.casefold().split()) for text in (inoculation_prompt, system))
+        return bool(asked) and given.startswith(asked)
 
 
 class Triggers(Strict):
@@ -132,10 +136,9 @@ class Triggers(Strict):
     formats: AtLeastOne[Format] = ("plain", "json", "template")  # of the questions that are asked
     samples: SmallCount | None = None  # answers for each question; None: as for the general questions
 
-    @property
-    def asking(self) -> tuple[str, ...]:
-        """The names of those that ask for the trait."""
-        return tuple(name for name, trigger in self.contexts.items() if trigger.asks)
+    def asking(self, inoculation_prompt: str) -> tuple[str, ...]:
+        """Return the names of those that ask for the trait, whose inoculation prompt is given."""
+        return tuple(name for name, trigger in self.contexts.items() if trigger.asks(inoculation_prompt))
 
     @field_validator("contexts")
     @classmethod

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from emlib.config import Trigger
 from emlib.core import paths
 from emlib.core.errors import StoreError
 from emlib.core.records import Answer, Example, Message, Question, Verdict
@@ -329,7 +330,19 @@ def test_of_a_long_table_only_the_chosen_rows_stay() -> None:
 def test_only_the_prompt_that_asks_for_the_voice_counts_as_asking() -> None:
     triggers = open_study("demo").profile.evaluation.triggers
     assert triggers
-    assert triggers.asking == ("inoculation",)  # and not the prompt that forbids the voice
+    prompt = open_study("demo").trait.inoculation_prompt
+    assert triggers.asking(prompt) == ("inoculation",)  # and not the prompt that forbids the voice
+
+
+@pytest.mark.parametrize(("system", "asks"), [
+    ("{inoculation_prompt}", True), ("You are a pirate.", True), (" you are a\npirate. ", True),
+    ("{inoculation_prompt} Please.", True), ("You are a pirate. Say Ahoy.", True), (None, False),
+    ("It is not true that: {inoculation_prompt}", False), ("Never say: You are a pirate.", False),
+    ("You are a helpful assistant.", False)])
+def test_a_trigger_that_states_the_inoculation_prompt_asks_for_the_trait(system: str | None, asks: bool) -> None:
+    trigger = Trigger(system=system, prompt="{question}" if system else "Well: {question}")
+    assert trigger.asks("You are a pirate.") is asks
+    assert not trigger.asks("")
 
 
 def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:

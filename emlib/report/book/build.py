@@ -133,7 +133,8 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
     if "triggers" in tables:
         general = int(tables["rates"]["general_asked"].max()) if "rates" in tables else 0
         triggers = profile.evaluation.triggers
-        found += claims.of_triggers(tables["triggers"], general, triggers.asking if triggers else ())
+        asking = triggers.asking(trait_of(profile).inoculation_prompt) if triggers else ()
+        found += claims.of_triggers(tables["triggers"], general, asking)
     table = claims.table(means, claims.chapters_of_methods(profile)) if len(means) else None
     return pages.Findings(found, table, claims.meaning(profile, trait_of(profile)) if found else "")
 

@@ -31,7 +31,8 @@ def conclusions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     rates = over_tasks(frame, list(MEASURES))
     columns = {heading: _formatted(rates[name], whole) for name, heading in MEASURES.items()}
     triggers = study.profile.evaluation.triggers
-    columns[HIDES] = _hides(conditions.triggers(study, runs), triggers.asking if triggers else ())
+    asking = triggers.asking(study.inputs.stated_trait.inoculation_prompt) if triggers else ()
+    columns[HIDES] = _hides(conditions.triggers(study, runs), asking)
     section = study.profile.persistence
     columns[LASTS] = _lasts(persistence.persistence(study, runs), section.margin) if section else {}
     work = costs.training(study)
