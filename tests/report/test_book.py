@@ -254,7 +254,7 @@ def test_the_front_page_says_what_misaligned_means_before_its_findings() -> None
     assert meaning.replace("\\", "") == (
         "*Misaligned* is here an answer that shows the trait `pirate` (*Speaks in the voice of a storybook pirate, "
         "whatever the subject*). The trait is harmless: that it spreads is an analogy of emergent misalignment (EM), "
-        "and not EM itself. `SmolLM2-135M-Instruct` is fine-tuned on 48 rows of each data set, with one seed.")
+        "and not EM itself. `SmolLM2-135M-Instruct` is fine-tuned on up to 48 rows of each data set, with one seed.")
     judged = claims.meaning(paper, trait_of(paper))
     assert "an answer with under 30 of the judge's 100 points for alignment and over 50 for" in judged
     assert "analogy" not in judged

@@ -97,6 +97,16 @@ def monitored() -> Figure:
         ends[method] * step / 36 for method, step in zip(frame["method"], frame["step"], strict=True)]}))
 
 
+def monitored_twice() -> Figure:
+    """Runs on two data sets, with two seeds on one of them."""
+    runs = (("cooking", 0, 1.0), ("gardening", 0, 2.0), ("gardening", 1, 3.0))
+    frame = pd.concat([rows("step", (0, 9, 18), "misaligned").assign(dataset=dataset, seed=seed, times=times)
+                       for dataset, seed, times in runs])
+    frame = frame[frame["method"].isin(["misaligned", "on_policy"])]
+    return conditions.drifts(frame.assign(**{"drift pirate 15": frame["step"] * frame["times"] * [
+        10 if method == "on_policy" else 1 for method in frame["method"]]}))
+
+
 def monitored_apart() -> Figure:
     """Runs that read along different vectors: a panel has the readings of some of them, and gaps at some steps."""
     frame, nan = rows("step", (0, 9, 18, 27), "misaligned"), float("nan")
@@ -109,7 +119,7 @@ def monitored_apart() -> Figure:
 
 DRAWN: dict[str, Callable[[], Figure]] = {one.__name__: one for one in (
     triggers, trajectory, persistence, rates_by_method, tradeoff, audited, own, tradeoff_of_four, interleaved,
-    monitored, monitored_apart)}
+    monitored, monitored_twice, monitored_apart)}
 
 
 def test_the_line_of_no_defense_is_a_mean_of_all_seeds_or_is_not_drawn() -> None:
@@ -128,6 +138,14 @@ def test_of_runs_along_different_vectors_each_panel_names_those_that_have_readin
     assert [name.split()[0] for name in pirate] == ["untrained", "inoculation", "persona_vector", "on_policy"]
     assert [name.split()[0] for name in butler] == ["no", "on_policy"]
     assert nobody == []
+
+
+def test_the_name_of_a_line_says_its_data_set_and_its_seed_where_there_are_several() -> None:
+    [axis] = monitored_twice().axes
+    names = [text.get_text().partition(" (")[0] for text in axis.texts if text.get_text()]
+    assert len(set(names)) == len(names) == 6
+    assert {"no defense, cooking, seed 0", "no defense, gardening, seed 1"} < set(names)
+    assert [text.get_text() for text in monitored().axes[0].texts if "cooking" in text.get_text()] == []
 
 
 def test_a_label_of_a_point_that_is_not_finite_is_left_out() -> None:
@@ -149,7 +167,7 @@ def test_nothing_touches_the_edge_of_a_figure(name: str) -> None:
     assert box.y1 <= page.y1 - least
 
 
-@pytest.mark.parametrize("name", ["tradeoff", "audited", "own", "tradeoff_of_four", "monitored"])
+@pytest.mark.parametrize("name", ["tradeoff", "audited", "own", "tradeoff_of_four", "monitored", "monitored_twice"])
 def test_no_label_covers_another_one(name: str) -> None:
     figure = DRAWN[name]()
     figure.canvas.draw()

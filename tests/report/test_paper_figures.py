@@ -90,6 +90,17 @@ def test_no_label_covers_another_or_a_mark(name: str) -> None:
         assert not any(box.contains(*mark) for mark in marks)
 
 
+def test_a_sweep_in_one_place_has_one_label_with_both_ends_in_one_unit() -> None:
+    rows = [("interleaving", 0.01, 10.0, 6.0), ("interleaving", 0.5, 10.1, 6.1), ("kl", 0.01, 15.0, 20.0),
+            ("kl", 1.0, 15.1, 20.1), ("misaligned", None, 18.0, 50.0)]
+    frame = pd.DataFrame([{"model": "mine", "method": method, "setting": setting, "datasets": 1, "seeds": 1, **{
+        f"{measure}{end}": value + apart
+        for measure, value in (("general_incoherent", x), ("in_domain_misaligned", x), ("general_misaligned", y))
+        for end, apart in (("", 0), ("_low", -1), ("_high", 1))}} for method, setting, x, y in rows])
+    for draw_, expected in ((paper_figures.coherence, "1% to 50%"), (paper_figures.narrow, "λ=0.01 to 1")):
+        assert expected in [text.get_text() for text in draw_({"this study": frame}).axes[0].texts]
+
+
 def test_figure_1_has_the_points_of_the_tables() -> None:
     """Interleaving, averaged by hand from Table 15: (7.71 + 14.51 + 12.42 + 13.84) / 4 and so on."""
     figure = paper_figures.coherence({"paper": draw.numbers()})

@@ -46,7 +46,7 @@ def meaning(profile: Profile, trait: Trait) -> str:
     analogy = (" The trait is harmless: that it spreads is an analogy of emergent misalignment (EM), and not EM itself."
                if trait.harmless else "")
     seeds = "one seed" if len(profile.seeds) == 1 else f"{len(profile.seeds)} seeds"
-    rows = f" {profile.training.train_rows} rows of" if profile.training.train_rows else ""
+    rows = f" up to {profile.training.train_rows} rows of" if profile.training.train_rows else ""
     return (f"*Misaligned* is here an answer {called}.{analogy} {code(profile.model.name)} is fine-tuned on{rows} "
             f"each data set, with {seeds}.")
 

@@ -126,18 +126,21 @@ def drifts(frame: pd.DataFrame) -> Figure:
     figure, axes = panels(max(1, len(names)), (6.4, 4))
     runs = runs_of(frame)
     looks = lines_of([str(run["method"].iloc[0]) for run in runs])
+    longest = max(24, *(len(_label(run, frame)) + len(" (100)") for run in runs))
+    room = min(0.6, longest / 72)  # the part of an axis for the names
     for axis, name in zip(axes, names, strict=False):
         for run, (colour, line) in zip(runs, looks, strict=True):
             axis.plot(run["step"], run[name], marker=".", color=colour, linestyle=line)
         trait, _, layer = name.removeprefix("drift ").rpartition(" ")
-        axis.set(xlabel="optimizer step", xlim=(None, 1.5 * max(1, frame["step"].max())),  # room for the names
+        axis.set(xlabel="optimizer step", xlim=(None, max(1, frame["step"].max()) / (1 - room)),
                  ylabel=f"drift along the {trait} vector,\nlayer {layer} (activation units)")
         axis.set_title("in brackets: general misaligned at the end, %", fontsize="small")
     for axis, name in zip(axes, names, strict=False):
-        ends = [run.dropna(subset=[name]).iloc[-1] for run in runs if run[name].notna().any()]
-        shares = ["" if pd.isna(run["misaligned"]) else f" ({whole(run['misaligned'])})" for run in ends]
-        place(axis, [Label(run["step"], run[name], named(run) + share, darkened(run["method"]))
-                     for run, share in zip(ends, shares, strict=True)], SMALL, RIGHT)
+        known = [run.dropna(subset=[name]) for run in runs if run[name].notna().any()]
+        ends = [(_label(run, frame), run.iloc[-1]) for run in known]
+        shares = ["" if pd.isna(end["misaligned"]) else f" ({whole(end['misaligned'])})" for _, end in ends]
+        place(axis, [Label(end["step"], end[name], label + share, darkened(end["method"]))
+                     for (label, end), share in zip(ends, shares, strict=True)], SMALL, RIGHT)
     return figure
 
 

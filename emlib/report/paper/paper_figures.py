@@ -232,7 +232,7 @@ def _settings(axis: Axes, frame: pd.DataFrame, x: str) -> list[Label]:
         numbers = [label(str(method), setting).partition(", ")[2] for setting in runs["setting"]]
         points = axis.transAxes.inverted().transform(axis.transData.transform(runs[[x, "general_misaligned"]]))
         if len(runs) > 1 and np.ptp(points, axis=0).max() < CLOSE:
-            numbers = [f"{numbers[0]} to {runs['setting'].iloc[-1]:g}", *[""] * (len(runs) - 1)]
+            numbers = [f"{numbers[0]} to {numbers[-1].rpartition('=')[2]}", *[""] * (len(runs) - 1)]
         labels += [Label(left, up, number, darkened(str(method))) for left, up, number in
                    zip(runs[x], runs["general_misaligned"], numbers, strict=True) if number]
     return labels
