@@ -149,6 +149,10 @@ class Study:
         """Return the methods on narrow data sets that have a defense of one of these kinds."""
         return [method.name for method in self.profile.methods if {d.kind for d in method.defenses} & set(kinds)]
 
+    def defended_otherwise_than_by(self, *kinds: str) -> list[str]:
+        """Return the methods on narrow data sets that have a defense of another kind, such as that of a plugin."""
+        return [method.name for method in self.profile.methods if {d.kind for d in method.defenses} - set(kinds)]
+
     def baselines(self) -> list[str]:
         """Return those of the three conditions without a defense that the profile runs (Table 2)."""
         return [method.name for method in self.profile.methods if method.name in BASELINES]

@@ -32,18 +32,21 @@ class When(Strict):
     """The condition for a chapter: the profile has a section, or a method with a defense of some kind or kinds.
 
     A section may be a part of another (`evaluation.triggers`); of a list of sections one suffices. Further keys are
-    compared with the defense's attributes of that name: `{defense: interleaving, scored: true}`.
+    compared with the defense's attributes of that name: `{defense: interleaving, scored: true}`. The chapter with
+    `defense_other_than` is about all other kinds, such as those of a plugin.
     """
 
     model_config = ConfigDict(extra="allow")
 
     section: Names = ()
     defense: Names = ()
+    defense_other_than: Names = ()
 
     @model_validator(mode="after")
     def _one_condition(self) -> When:
-        if bool(self.section) == bool(self.defense):
-            raise ValueError("give either 'section', a section of the profile, or 'defense', a kind of defense")
+        if sum(map(bool, (self.section, self.defense, self.defense_other_than))) != 1:
+            raise ValueError("give either 'section', a section of the profile, or 'defense', a kind of defense, or "
+                             "'defense_other_than', the kinds that other chapters are about")
         for section in self.section:
             first, _, rest = section.partition(".")
             known = sorted(Profile.model_fields)
@@ -52,10 +55,14 @@ class When(Strict):
             if first not in known:
                 raise ValueError(f"profiles have no section '{section}'.{nearest(first, known)} Known: "
                                  f"{', '.join(known)}")
-        if self.section and self.attributes:
-            raise ValueError(f"'section' takes no further keys, and there is '{next(iter(self.attributes))}'; only the "
-                             "attributes of a 'defense' are compared")
+        if self.attributes and not self.defense:
+            raise ValueError("'section' and 'defense_other_than' take no further keys, and there is "
+                             f"'{next(iter(self.attributes))}'; only the attributes of a 'defense' are compared")
         return self
+
+    def is_about(self, kind: str) -> bool:
+        """Return whether the chapter is about a kind of defense."""
+        return kind in self.defense or (bool(self.defense_other_than) and kind not in self.defense_other_than)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -162,7 +169,7 @@ def concerns(profile: Profile, chapter: str) -> bool:
 
 def _fits(defense: Any, when: When, chapter: str) -> bool:
     """Whether a defense has the kind and the attributes of a chapter's condition."""
-    if defense.kind not in when.defense:
+    if not when.is_about(defense.kind):
         return False
     if isinstance(defense, UnknownDefense):  # status runs no plugin, and lists every chapter that may be about it
         return True
@@ -175,7 +182,7 @@ def _fits(defense: Any, when: When, chapter: str) -> bool:
     return all(getattr(defense, name) == value for name, value in when.attributes.items())
 
 
-def chapters_about() -> dict[str, str]:
-    """Return the chapter about each kind of defense; of several the last one, which shows the results."""
+def chapter_about(kind: str) -> str | None:
+    """Return the chapter about a kind of defense; of several the last one, which shows the results."""
     found = {chapter: chapter_of(chapter).when for chapter in chapters()}
-    return {kind: chapter for chapter, when in found.items() if when is not None for kind in when.defense}
+    return next((chapter for chapter, when in reversed(found.items()) if when and when.is_about(kind)), None)

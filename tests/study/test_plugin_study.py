@@ -13,11 +13,14 @@ import pytest
 
 from emlib.core import paths, plugins, registry
 from emlib.core.errors import ProfileError
+from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.report.estimate import Estimate
 from emlib.report.export import adapter as export_adapter
 from emlib.report.figures.looks import look_of
 from emlib.report.tables import result_tables
 from emlib.study.study import Study, open_study
+from emlib.workflow import graph
+from emlib.workflow.notebooks import execute
 
 PLUGIN = '''"""A defense of one's own."""
 
@@ -92,6 +95,14 @@ def test_it_is_planned_trained_tabulated_drawn_and_exported(profile: Path, tmp_p
     card = (export_adapter(study, runs[0], tmp_path / "out") / "README.md").read_text()
     assert "'kind': 'logit_drift'" in card
     assert study.log(runs[0])[-1].penalties["logit_drift"] > 0
+
+
+def test_the_notebooks_of_a_study_train_it(profile: Path, tmp_path: Path) -> None:
+    with unknown_kinds_allowed():
+        assert {"10_newer_defenses", "15_tables"} <= {job.chapter for job in graph.jobs(str(profile))}
+    execute("10_newer_defenses", {"profile": str(profile)}, tmp_path / "10.ipynb")
+    frame = pd.read_csv(open_study(str(profile)).folder / "results.csv")
+    assert frame[frame["method"] == "logit_drift"]["setting"].tolist() == [0.1, 1.0]
 
 
 def test_its_key_changes_with_its_source_and_with_nothing_else(profile: Path, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ import pytest
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import NotebookError
+from emlib.core.registry import kinds
 from emlib.report.book.claims import chapters_of_methods
 from emlib.workflow import graph
-from emlib.workflow.chapters import Chapter, chapter_of, chapters, chapters_about, concerns
+from emlib.workflow.chapters import Chapter, chapter_about, chapter_of, chapters, concerns
 
 # By hand: a chapter, after which others it comes (ALL: all before it), whether it takes a GPU and a judge's place.
 OWN = """
@@ -108,7 +109,7 @@ def test_slices_are_told_apart_as_by_hand() -> None:
 
 
 def test_the_graph_names_no_kind_of_defense_and_no_chapter() -> None:
-    for module in ("workflow/graph", "workflow/chapters", "study/contents"):
+    for module in ("workflow/graph", "workflow/chapters", "study/stamps"):
         code = ast.parse((paths.ROOT / "emlib" / f"{module}.py").read_text())
         texts = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}
         kinds = {"kl", "ldifs", "persona_vector", "inoculation", "interleaving"}
@@ -179,6 +180,12 @@ def test_a_defense_s_attributes_decide_whether_a_chapter_is_needed(notebooks: Pa
         assert concerns(tiny, f"9{place}_added") == needed, when
 
 
+def test_each_kind_of_defense_has_a_chapter_that_trains_it() -> None:
+    """Filtering needs the section `audit`, which notebook 21 is about."""
+    assert [kind for kind in kinds() if chapter_about(kind) is None] == ["filtering"]
+    assert not concerns(load_profile("tiny"), "10_newer_defenses")  # a chapter about no method of a profile is left out
+
+
 def test_a_chapter_may_be_about_parts_of_sections(notebooks: Path) -> None:
     tiny = load_profile("tiny")
     for place, (section, needed) in enumerate((
@@ -196,11 +203,13 @@ def test_what_says_nothing_is_run_for_everybody_in_one_piece() -> None:
 
 
 def test_of_chapters_about_a_defense_the_last_one_shows_what_came_out() -> None:
-    assert chapters_about() == {
-        "persona_vector": "07_persona_steering", "interleaving": "09_interleaving", "kl": "05_kl", "ldifs": "06_ldifs",
-        "inoculation": "08_inoculation", **dict.fromkeys(
-            ("concept_ablation", "consistency", "early_stop", "inoculation_adapter", "projection_penalty", "safe_lora"),
-            "10_newer_defenses")}
+    paper = {"persona_vector": "07_persona_steering", "interleaving": "09_interleaving", "kl": "05_kl",
+             "ldifs": "06_ldifs", "inoculation": "08_inoculation"}
+    newer = ("concept_ablation", "consistency", "early_stop", "inoculation_adapter", "projection_penalty", "safe_lora",
+             "of_a_plugin")
+    for kind, chapter in (paper | dict.fromkeys(newer, "10_newer_defenses")).items():
+        assert chapter_about(kind) == chapter
+    assert chapter_about("filtering") is None  # notebook 21 is about the section that it needs
     assert chapters_of_methods(load_profile("own"))["kl"] == "05_kl"
     assert chapters_of_methods(load_profile("own"))["misaligned"] == "02_baselines"
 

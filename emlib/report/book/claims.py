@@ -19,7 +19,7 @@ from emlib.report.tables.averages import marked_seeds, mean_of_all, over_dataset
 from emlib.report.tables.conditions import worst_means
 from emlib.report.tables.result_tables import with_effect
 from emlib.report.tables.rows import Row, cell, cells, shown, whole, without_dashes
-from emlib.workflow.chapters import chapters_about
+from emlib.workflow.chapters import chapter_about
 
 ENOUGH = 90.0  # percent of the effect
 OF_EFFECT = f"{ENOUGH:g}% of the effect on general questions (the paper's mark)"
@@ -184,8 +184,7 @@ def _share(run: Row, where: str) -> str:
 
 def chapters_of_methods(profile: Profile) -> dict[str, str]:
     """Map each method to the chapter of its first defense; baselines map to 02."""
-    about = chapters_about()
-    return {method.name: about.get(method.defenses[0].kind, "02_baselines") if method.defenses else "02_baselines"
+    return {method.name: (method.defenses and chapter_about(method.defenses[0].kind)) or "02_baselines"
             for method in profile.methods}
 
 
