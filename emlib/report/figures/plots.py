@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from emlib.core.files import whole_file
-from emlib.report import forms
 from emlib.report.figures.looks import NEUTRAL, lines_of, look_of, marks_of
 from emlib.report.tables.rows import Row, method_named, named
 from emlib.report.tables.show import reason
@@ -29,6 +28,7 @@ from emlib.training.records import StepRecord
 
 PALETTE = matplotlib.color_sequences["petroff10"]  # told apart with colour vision deficiencies as well (Petroff 2021)
 MARGIN = 0.08  # inches on each side of a figure
+FORMS = ("png", "pdf")  # of a figure
 SMOOTHED = 5  # steps over which the losses of many runs are averaged
 PLACES = {"general": "general questions", "in_domain": "in-domain questions"}
 
@@ -118,14 +118,15 @@ def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
     plt.close(figure)
 
 
-def save(figure: Figure, folder: Path, name: str, endings: Sequence[str] = forms.FIGURE) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str, endings: Sequence[str] = FORMS) -> list[Path]:
     """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes.
 
     The PNG has the stamp of the profile that the folder of results records. Of a figure without panels (`nothing`) the
     files are removed.
     """
     if not figure.axes:
-        forms.remove(folder, name, forms.FIGURE)
+        for ending in FORMS:
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
         return []
     metadata = {"png": {"Software": None, "Comment": stamps.recorded(folder.parent) or None},
                 "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}

@@ -18,11 +18,10 @@ import pandas as pd
 
 from emlib.config import BASELINES
 from emlib.core.registry import label_of_kind
-from emlib.report import forms
 from emlib.report.markdown import escaped_cell
 from emlib.report.paper.published import LABELS
 from emlib.report.tables.averages import mean_of_all
-from emlib.report.tables.result_tables import MEASURES
+from emlib.report.tables.result_tables import MEASURES, remove_forms, write_forms
 from emlib.report.tables.rows import FRACTIONS, cell, with_error
 
 SYMBOLS = {"kl": "λ", "ldifs": "λ", "persona_vector": "α", "projection_penalty": "λ", "kl_pool": "λ",
@@ -204,6 +203,5 @@ def save(table: pd.DataFrame, numbers: pd.DataFrame, folder: Path, name: str) ->
     Without rows the files are removed.
     """
     if table.empty:
-        forms.remove(folder, name, forms.TABLE)
-        return []
-    return forms.write(folder, name, csv=numbers.to_csv(index=False), md=markdown(table), tex=latex(table))
+        return remove_forms(folder, name)
+    return write_forms(folder, name, csv=numbers.to_csv(index=False), md=markdown(table), tex=latex(table))

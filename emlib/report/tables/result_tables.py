@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.config import BASELINES
+from emlib.core.files import write_text
 from emlib.evaluation.effect import effect_removed, kept
 from emlib.evaluation.rates import Rates, Share
 from emlib.evaluation.statistics import Interval
-from emlib.report import forms, markdown
+from emlib.report import markdown
 from emlib.report.tables.rows import (
     DASH,
     cell,
@@ -21,6 +22,7 @@ from emlib.report.tables.rows import (
     share_columns,
     without_dashes,
 )
+from emlib.study import stamps
 from emlib.study.runs import RunResult
 
 MEASURES = ("general_misaligned", "general_incoherent", "in_domain_misaligned", "in_domain_incoherent")
@@ -131,8 +133,23 @@ def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) ->
     The readable form has no column in which every cell is a dash. Without rows the files are removed.
     """
     if frame.empty:
-        forms.remove(folder, name, forms.TABLE)
-        return []
+        return remove_forms(folder, name)
     people = without_dashes(people)
-    return forms.write(folder, name, csv=frame.to_csv(index=False), md=markdown.table(people),
+    return write_forms(folder, name, csv=frame.to_csv(index=False), md=markdown.table(people),
                        tex=people.replace(DASH, "--").to_latex(index=False, escape=True))
+
+
+def write_forms(folder: Path, name: str, *, csv: str, md: str, tex: str) -> list[Path]:
+    """Write the forms of a table, with the stamp of the profile that the folder of results records."""
+    stamp = stamps.recorded(folder.parent)
+    texts = {"csv": csv, "md": md, "tex": f"% {stamp}\n{tex}" if stamp else tex}
+    for ending, text in texts.items():
+        write_text(folder / f"{name}.{ending}", text)
+    return [folder / f"{name}.{ending}" for ending in texts]
+
+
+def remove_forms(folder: Path, name: str) -> list[Path]:
+    """Remove the forms of a table without rows, which an earlier run may have written; no files are left to list."""
+    for ending in ("csv", "md", "tex"):
+        (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    return []
