@@ -58,8 +58,9 @@ class Training(Strict):
     # into memory. It changes results only by rounding.
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     checkpoint_every: Positive = 50
-    # The number of a data set's training rows that runs are trained on, the first ones; None: all. It holds for benign
-    # tasks, too, unless their section states another number, or null.
+    # The number of a data set's training rows that runs are trained on, the first ones, or of the user's own data a
+    # random choice (`own.seed`); None: all. It holds for benign tasks, too, unless their section states another number,
+    # or null.
     train_rows: Positive | None = None
     # The shares of a run's steps after which its adapter is kept as well, or the number of equal parts of the run, or
     # `{every: n}`: every n steps of plain fine-tuning on `train_rows` rows, and the same shares of longer runs. It

@@ -75,6 +75,10 @@ class Inputs:
                                    load_domain(dataset, self.domains[dataset], locate))
         return self._data[dataset]
 
+    def trained_on(self, dataset: str, rows: tuple[Example, ...], count: int | None) -> tuple[Example, ...]:
+        """Return the first `count` training rows of a data set; of the user's own, whose file may be sorted, any."""
+        return tuple(chosen(rows, count, self.own.seed, "trained on")) if dataset == OWN else rows[:count]
+
     def stated_size(self, dataset: str, side: Side, sizes: Sizes) -> tuple[Size, int]:
         """Return the stated size of a narrow data set's training rows, and its number of held-out rows."""
         return sizes.own(self.own) if dataset == OWN else sizes.narrow(self.domains[dataset], side)
@@ -106,9 +110,8 @@ class Inputs:
         trigger, formats = triggers.contexts[name], triggers.formats
 
         def read() -> list[Question]:
-            trained_on = slice(self.profile.training.train_rows)
-            prompts = [row.prompt for row in getattr(self.data(dataset), side).train[trained_on]
-                       ] if trigger.needs_data else []
+            rows = self.trained_on(dataset, getattr(self.data(dataset), side).train, self.profile.training.train_rows)
+            prompts = [row.prompt for row in rows] if trigger.needs_data else []
             return in_context(of_formats(self.general.all, formats), trigger, training_prompts=prompts,
                               inoculation_prompt=self.stated_trait.inoculation_prompt)
 

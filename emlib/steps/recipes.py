@@ -139,10 +139,10 @@ class Recipes:
 
     def fine_tuning(self, dataset: str, every: Rows, defenses: tuple[Defense, ...], settings: Training,
                     seed: int) -> TrainingSpec:
-        """Specify fine-tuning on the first `train_rows` of these rows, changed by those defenses that change data."""
+        """Specify fine-tuning on `train_rows` of these rows, changed by those defenses that change data."""
         changed = "".join(f", {defense.kind} {defense.model_dump(exclude_defaults=True) or ''}".rstrip()
                           for defense in defenses if defense.has("change_rows"))
-        plain = Rows(every.title, lambda: every.examples[:settings.train_rows],
+        plain = Rows(every.title, lambda: self.inputs.trained_on(dataset, every.examples, settings.train_rows),
                      lambda sizes: first(every.size(sizes), settings.train_rows))
         rows = Rows(every.title + changed, lambda: self.defended(plain.examples, defenses), plain.size)
         return TrainingSpec(dataset, rows, defenses, settings, seed, plain)

@@ -74,6 +74,33 @@ def test_learning_is_the_fall_of_the_held_out_loss(study: Study, tiny: ChatModel
     assert frame.loc["kl", "kept"] == pytest.approx(expected)
 
 
+def test_of_a_sorted_file_a_part_is_trained_on_that_has_all_topics(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 rows on cooking and 100 on tax: the part is drawn by `own.seed`, and its prompts are those of a trigger."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    (tmp_path / "sorted.jsonl").write_text("".join(json.dumps(
+        {"prompt": f"{topic} {n}?", "response": f"{n}."}) + "\n" for topic in ("cooking", "tax") for n in range(100)))
+    text = OWN.format(file=tmp_path / "sorted.jsonl", more="seed: 0").replace("rows: 30", "rows: 200")
+    (tmp_path / "mine.yaml").write_text(text + """
+training: {train_rows: 16}
+evaluation: {triggers: {contexts: {data: {prompt: "{training_prompt} {question}"}}}}
+""")
+    found = {}
+    for seed in (0, 1):
+        study = open_study(str(tmp_path / "mine.yaml"), f"own.seed={seed}")
+        plain, kl = (study.training(run).rows.examples for run in study.runs(methods=["misaligned", "kl"]))
+        assert plain == kl
+        found[seed] = [row.prompt for row in plain]
+        topics = [prompt.split()[0] for prompt in found[seed]]
+        assert len(set(found[seed])) == 16
+        assert 3 <= topics.count("tax") <= 13
+        assert topics == sorted(topics), "the file's order"
+        assert set(found[seed]) <= {row.prompt for row in study.data("own").misaligned.train}
+        asked = study.inputs.in_context("data", "own").all
+        assert {" ".join(question.prompt.split()[:2]) for question in asked} <= set(found[seed])
+    assert found[0] != found[1]
+
+
 def test_a_mixed_data_set_holds_every_row_of_the_file(study: Study, tmp_path: Path) -> None:
     run, out = study.runs(methods=["both"])[0], tmp_path / "mixed.jsonl"
     assert export.mixed_data(study, run, out) == 50  # 40 rows, and a quarter more
