@@ -23,7 +23,7 @@ from emlib.config import load_profile, trait_of
 from emlib.core import paths
 from emlib.core.errors import NotebookError
 from emlib.report.book import chapters, claims, extension, pages
-from emlib.report.book.build import build, progress
+from emlib.report.book.build import build, findings, progress
 from emlib.report.tables.result_tables import MEASURES
 from emlib.study import stamps
 from emlib.study.study import open_study
@@ -261,6 +261,29 @@ def test_the_front_page_says_what_misaligned_means_before_its_findings() -> None
     found = pages.Findings([claims.Claim("One.", "02_baselines")], None, meaning)
     front = pages.front("demo", demo, [], "", found, None)
     assert f"## Findings\n\n{meaning}\n\n- One." in front
+
+
+@pytest.mark.parametrize(("general", "high", "unseen", "said"), [
+    (75.0, 85.0, "", "`kl` at 1, the only method within the bounds, interval included: 4% of the general answers"),
+    (0.0, 7.0, "", "No defense is needed for this trait"),
+    (0.0, 7.0, "The judge counts words", "No recommendation: the judge counts words."),
+])
+def test_the_recommendation_for_own_data_is_the_first_finding(
+        tmp_path: Path, general: float, high: float, unseen: str, said: str) -> None:
+    """Bounds of own.yaml: 10% misaligned, 30% of the learning lost."""
+    profile, tables = load_profile("own"), tmp_path / "tables"
+    tables.mkdir()
+    columns = ["method", "setting", "general", "low", "high", "kept", "seconds"]
+    own = pd.DataFrame([("misaligned", None, general, 0.0, high, 100.0, 60.0), ("kl", 1.0, 4.0, 0.0, 8.0, 80.0, 90.0)],
+                       columns=columns).assign(incoherent=0.0, unscored=0.0, cut=0.0, fall=0.5, unseen=unseen)
+    for name, frame in (("own", own), ("rates", rates(*BASE))):
+        frame.to_csv(tables / f"{name}.csv", index=False)
+        (tables / f"{name}.tex").write_text("")
+    first = findings(tmp_path, profile).claims[0]
+    assert first.text.startswith(said)
+    assert first.chapter == "17_your_own_data"
+    own.drop(columns="unseen").to_csv(tables / "own.csv", index=False)  # as an earlier version wrote it
+    assert findings(tmp_path, profile).claims[0].chapter == "02_baselines"
 
 
 def test_the_front_page_says_what_is_missing() -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import ProfileError
+from emlib.core.progress import FOUND
 from emlib.data.chat import encode
 from emlib.data.rows import read_examples
 from emlib.models.load import ChatModel
@@ -223,7 +224,8 @@ def test_the_notebook_ends_with_a_recommendation(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "15.ipynb"
     notebooks.execute("17_your_own_data", {"profile": profile(tmp_path)}, out)
-    shown = json.dumps(json.loads(out.read_text())["cells"])
-    assert "No recommendation: of the general answers under plain fine-tuning" in shown  # a random model's are noise
+    shown = json.dumps(json.loads(out.read_text())["cells"], ensure_ascii=False)
+    assert f"{FOUND}No recommendation: of the general answers" in shown  # the line that the terminal shows
+    assert "plain fine-tuning 100% are incoherent, repetitive or broken" in shown  # a random model's answers are noise
     assert "40 usable; 30 of them sampled with seed 0" in shown
     assert (tmp_path / "runs" / "mine" / "figures" / "own.png").is_file()

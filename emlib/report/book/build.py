@@ -121,11 +121,12 @@ def progress(study: Study) -> str:
 
 def findings(folder: Path, profile: Profile) -> pages.Findings:
     """Return the findings that those of the study's tables support that were made with the profile."""
-    paths_of = {name: folder / "tables" / f"{name}.csv" for name in ("rates", "benign", "grpo", "triggers")}
+    paths_of = {name: folder / "tables" / f"{name}.csv" for name in ("own", "rates", "benign", "grpo", "triggers")}
     left_out = former(profile, folder, (path.with_suffix(".tex") for path in paths_of.values()), pages.TABLES)
     tables = {name: pd.read_csv(path) for name, path in paths_of.items() if path.is_file() and name not in left_out}
     means = claims.means(tables["rates"]) if "rates" in tables else pd.DataFrame()
-    found = claims.of_rates(means) if len(means) else []
+    found = claims.of_own(tables["own"], profile.own.bounds) if "own" in tables and profile.own is not None else []
+    found += claims.of_rates(means) if len(means) else []
     found += claims.of_cuts(tables["rates"]) if "rates" in tables else []
     kinds = {name: task.kind for name, task in profile.benign.tasks.items()} if profile.benign else {}
     found += claims.of_benign(tables["benign"], kinds) if "benign" in tables else []

@@ -1,7 +1,7 @@
 """A study's findings as sentences, each with the chapter that shows it. All numbers are read from the study's tables.
 
-Notebooks write the tables: `rates.csv` 15, `benign.csv` 12, `grpo.csv` 13, `triggers.csv` 11. Shares are means over
-data sets and seeds (`averages.over_datasets`).
+Notebooks write the tables: `own.csv` 17, `rates.csv` 15, `benign.csv` 12, `grpo.csv` 13, `triggers.csv` 11. Shares
+are means over data sets and seeds (`averages.over_datasets`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from emlib.config import BASELINES, NO_TRIGGER, LexiconJudge, Profile, Trait
+from emlib.config import BASELINES, NO_TRIGGER, Bounds, LexiconJudge, Profile, Trait
 from emlib.core.records import BOUNDS
 from emlib.evaluation.rates import OFTEN, WHY_CUT
+from emlib.report import recommend
 from emlib.report.markdown import code, listed, plain
 from emlib.report.tables.averages import marked_seeds, mean_of_all, over_datasets
 from emlib.report.tables.conditions import worst_means
@@ -54,6 +55,17 @@ def meaning(profile: Profile, trait: Trait) -> str:
 def means(rates: pd.DataFrame) -> pd.DataFrame:
     """Return averages per method and setting, with the effect that each removes and keeps."""
     return with_effect(over_datasets(rates, same_questions=True))
+
+
+def of_own(frame: pd.DataFrame, bounds: Bounds) -> list[Claim]:
+    """State what is recommended for the user's own data, or why nothing is; `frame` is `own.csv`.
+
+    Nothing is claimed of a table of an earlier version, which lacks what a recommendation needs.
+    """
+    if "unseen" not in frame:
+        return []
+    known = frame.assign(unseen=frame["unseen"].astype(object).fillna(""))  # as a CSV file has an empty text
+    return [Claim(recommend.recommend(known, bounds).reason, "17_your_own_data")]
 
 
 def of_rates(frame: pd.DataFrame) -> list[Claim]:

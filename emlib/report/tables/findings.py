@@ -43,6 +43,11 @@ def audit(frame: pd.DataFrame) -> None:
               f"{whole(known['error_of_mean'].mean())}")
 
 
+def recommendation(reason: str) -> None:
+    """State what is recommended for one's own data, or why nothing is; `reason` is that of a `Recommendation`."""
+    found(reason.replace("`", ""))
+
+
 def vector(steered: pd.DataFrame) -> None:
     """State where steering elicits the trait most while at most a fifth is incoherent; `steered` is `steered_rates`.
 
