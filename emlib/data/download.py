@@ -9,6 +9,8 @@ import errno
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,19 +29,39 @@ LARGEST = 2_000_000_000  # bytes of a file whose size the registry does not stat
 TRIES = 5  # attempts for one download
 WAIT = 0.5  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 30.0  # seconds without a reply
+_refused = ContextVar("refused", default=False)
 
 
 class TooLarge(SourceError):
     """A file has more bytes than its registry states or than any data set needs."""
 
 
+class NotHere(SourceError):
+    """A file is not on this machine, and nothing is downloaded now."""
+
+
+@contextmanager
+def nothing_downloaded() -> Iterator[None]:
+    """Refuse downloads in this thread: what is not on this machine raises `NotHere`."""
+    before = _refused.set(True)
+    try:
+        yield
+    finally:
+        _refused.reset(before)
+
+
 def once(target: Path, download: Callable[[Path], object]) -> None:
     """Call `download` with the path of an unfinished file, which becomes `target`, unless that is there.
 
     Of parallel jobs, one downloads it and the others wait.
+
+    Raises:
+        NotHere: it is not there, within `nothing_downloaded`.
     """
     if target.exists():
         return
+    if _refused.get():
+        raise NotHere(f"{target}: is not on this machine, and nothing is downloaded to plan.")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):

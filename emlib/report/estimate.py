@@ -66,8 +66,8 @@ class Estimate:
 
     def shared(self) -> pd.DataFrame:
         """Return one row per artefact that is made once for several runs."""
-        return pd.DataFrame([(piece.title, piece.runs, *self.costs.of(piece.work), "" if piece.left else "done")
-                             for piece in self.plan.shared],
+        return pd.DataFrame([(piece.title, piece.runs, *self.costs.of(piece.work),
+                              "done" if piece.left == Work() else "") for piece in self.plan.shared],
                             columns=["made once", "for runs", *self.costs.columns, "state"])
 
     def sums(self) -> pd.DataFrame:
@@ -136,11 +136,14 @@ class Estimate:
         left, speed = total(self.plan.left), self.costs.speed
         hours = self.costs.hours(left)
         runs = sum(not planned.done for planned in self.plan.runs)
+        unknown = sum(not planned.known for planned in self.plan.runs)
         rates = "" if not self.plan.assumed else f", row lengths of {', '.join(self.plan.assumed)}"
         lines = {
             "study": f"{self.study.name}: {self.study.profile.title}",
             "left": f"{runs} of {len(self.plan.runs)} runs: {left.adapters} adapters to train, "
-                    f"{left.sets} sets of answers",
+                    f"{left.sets} sets of answers"
+                    + (f" (at most: {unknown} of these runs need data that are not on this machine, so that it is not "
+                       "known what the store has of them)" if unknown else ""),
             self.costs.columns[0]: "not known, see params/models.yaml" if hours is None or speed is None else
             f"about {hours:,.2f}, on: {speed.device}",
             "GPU memory": self._memory(),

@@ -176,6 +176,11 @@ class Study:
         further = [*task.conditions(run), *task.after_attacks(run)]
         return [*found, *(part for step in further for part in (*step.answers.inputs, step.answers, step))]
 
+    def wanted_steps(self, run: Run) -> list[Step]:
+        """Return the steps of a run that its study reads. What these need is made for them alone."""
+        task = self.task(run)
+        return [*task.scored(run), *task.conditions(run), *task.after_attacks(run)]
+
     def questions(self, run: Run, which: str) -> list[Question]:
         """Return the questions of the set `which` that the run is asked."""
         return self.task(run).answers(run)[which].evaluation.questions.all

@@ -152,7 +152,7 @@ def test_the_plan_has_what_only_monitors_and_projections_need(study: Study, tmp_
     assert set(extra) == {"persona vectors", "first 2 general answers of the untrained model, seed 0"}
     assert extra["persona vectors"].work == vectors
     projected = shared(plain, 2)["persona vectors"]
-    assert (projected.work, projected.left) == (vectors, True)
+    assert (projected.work, projected.left) == (vectors, vectors)
 
 
 def test_another_traits_vector_is_another_artefact_and_a_wrong_monitor_is_told(study: Study, tmp_path: Path) -> None:

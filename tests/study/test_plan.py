@@ -13,12 +13,12 @@ from typing import Literal
 import pandas as pd
 import pytest
 
-from emlib.config import Card, Lora, Own, Sampling, load_profile, profile_names
+from emlib.config import Card, Lora, Method, Own, Sampling, load_profile, profile_names
 from emlib.config.data import HubSet
 from emlib.config.shapes import Shape, shape
 from emlib.core import paths
 from emlib.core.errors import SourceError
-from emlib.core.step import Work
+from emlib.core.step import Work, total
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
 from emlib.data.sizes import Sizes, likely_tokens
@@ -289,3 +289,51 @@ def test_results_of_an_earlier_version_count_as_done_where_newer_options_are_at_
     assert [str(run) for run in finished(open_study("tiny"))] == ["grpo · grpo · seed 0"]
     record.write_text("\n".join(older).replace("epochs: 1", "epochs: 2"))
     assert finished(open_study("tiny")) == frozenset()
+
+
+def edited(study: Study, name: str, **changes: object) -> Study:
+    return Study(name, study.profile.model_copy(update=changes), study.store)
+
+
+def with_weight(study: Study, weight: float) -> tuple[Method, ...]:
+    """Untrained, plain and KL with one weight, as a profile lists them."""
+    kl = next(method for method in study.profile.methods if method.name == "kl")
+    plain = (Method(name="untrained"), Method(name="misaligned"))
+    return *plain, kl.model_copy(update={"sweep": (weight,)})
+
+
+def test_after_an_edit_only_what_the_store_lacks_is_left() -> None:
+    """Another weight is another adapter with its two sets of answers; the states of the reference are there."""
+    tiny = open_study("tiny")
+    before = edited(tiny, "tiny", methods=with_weight(tiny, 0.1), grpo=None, benign=None, pool=None, audit=None)
+    evaluation = before.profile.evaluation.model_copy(update={"projection_layer": None, "triggers": None})
+    before = edited(before, "tiny", evaluation=evaluation, persistence=None, monitor=None)
+    whole = total(plan(before).left)
+    assert (whole.adapters, whole.sets) == (2, 2 * (3 + 1))  # two question sets, also of the plain run halfway
+    before.complete(before.runs())
+    assert (total(plan(before).left).adapters, total(plan(before).left).sets) == (0, 2)
+    before.complete_conditions(before.runs())
+    assert total(plan(before).left) == Work()
+    for name in ("tiny", "extends_it"):  # the same study, edited, and another one, which has no results
+        after = edited(before, name, methods=with_weight(tiny, 0.2))
+        found, sizes = plan(after), Sizes()
+        [run] = after.runs(methods=["kl"])
+        assert [planned.run for planned in found.runs if not planned.done] == [run]
+        steps = [after.task(run).adapter(run), *after.task(run).answers(run).values(),
+                 *after.task(run).evaluation(run).values()]
+        assert total(found.left) == total(step.cost(sizes) for step in steps)
+        assert (total(found.left).adapters, total(found.left).sets) == (1, 2)
+        assert all(planned.known for planned in found.runs)
+
+
+def test_what_the_store_has_of_data_that_are_not_here_is_not_known_and_nothing_is_downloaded(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    study = open_study("table2-7b")
+    whole = total(plan(study).left)
+    for stage in ("adapter", "answers", "verdicts"):
+        (study.store.root / stage / "0123456789abcdef").mkdir(parents=True)
+    found = plan(study)
+    assert total(found.left) == whole
+    assert not any(planned.known or planned.done for planned in found.runs)
+    show(study)
+    assert f"at most: {len(found.runs)} of these runs need data that are not on this machine" in capsys.readouterr().out

@@ -1,8 +1,9 @@
 """The plan of a study: every run of its profile, every step that several runs share, and which of them are done.
 
 A run is done if it is in the results (`results.csv`, `benign.csv`, `grpo.csv`) and these were made with the profile as
-it is now. The finished steps of an unfinished run are not subtracted, so that the work left is an upper bound. So a
-plan computes no key, and needs no data set on this machine.
+it is now. Of other runs the store is asked for each step by its key: after an edit, and in a profile that extends
+another, most of them are there. A key needs the data sets that it is a digest of, and a plan downloads none: where one
+is not on this machine, and the store has artefacts of that kind, nobody knows, and the run counts as a whole.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from emlib.core.errors import DataError, SourceError
 from emlib.core.step import Step, Work, closure, total
+from emlib.data.download import nothing_downloaded
 from emlib.data.sizes import Sizes
 from emlib.steps.adapter import Adapter
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
+from emlib.store.artefacts import Store
 from emlib.study import audit, results, stamps
 from emlib.study.runs import SECTIONS, Run
 from emlib.study.study import Study
@@ -26,22 +30,27 @@ from emlib.study.tasks import NarrowTask
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, the work of the steps that it alone needs, and the titles of the shared steps that it needs."""
+    """A run, the work of the steps that it alone needs, how much of it is left, and the shared steps that it needs.
+
+    It is done if nothing is left to make for it. `known` is False where the store could not be asked for a step.
+    """
 
     run: Run
     work: Work
+    left: Work
     uses: tuple[str, ...] = ()
     done: bool = False
+    known: bool = True
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Steps with one title that are made once for several runs. `left`: whether one of these runs is not done."""
+    """Steps with one title that are made once for several runs, and how much of their work is left."""
 
     title: str
     work: Work
+    left: Work
     runs: int
-    left: bool
 
 
 @dataclass(frozen=True)
@@ -60,23 +69,66 @@ class Plan:
     @property
     def left(self) -> list[Work]:
         """All work that is not done yet, without counting a shared step twice."""
-        return [*(planned.work for planned in self.runs if not planned.done),
-                *(one.work for one in self.shared if one.left)]
+        return [*(planned.left for planned in self.runs), *(one.left for one in self.shared)]
+
+
+class Lacking:
+    """What a store lacks of the steps of a plan. Each step is asked for once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.unknown: set[Step] = set()  # steps whose keys are digests of data that are not on this machine
+        self._there: dict[Step, bool] = {}
+        self._stages = {stage for stage, _ in store.entries()}
+
+    def of(self, goals: Iterable[Step]) -> list[Step]:
+        """Return the steps that have to be made for these goals: those that are missing, and what these need."""
+        found: dict[Step, None] = {}
+        waiting = list(goals)
+        while waiting:
+            step = waiting.pop()
+            if step not in found and not self._has(step):
+                found[step] = None
+                waiting += [*step.inputs, *_read_by_monitor(step)]
+        return list(found)
+
+    def _has(self, step: Step) -> bool:
+        if step.stage not in self._stages:
+            return False  # without a key, which may need data that are not on this machine
+        if step not in self._there:
+            try:
+                with nothing_downloaded():
+                    step.key  # noqa: B018  computed here, so that only a key's errors are caught
+            except (SourceError, DataError):
+                self.unknown.add(step)
+                self._there[step] = False
+            else:
+                self._there[step] = self.store.find(step) is not None
+        return self._there[step]
 
 
 def plan(study: Study) -> Plan:
     """Plan all work of a study."""
-    sizes, done = Sizes(), finished(study)
+    sizes, done, lacking = Sizes(), finished(study), Lacking(study.store)
     goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in steps)
     pieces = {run: [piece for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1
                     for piece in _pieces(step, sizes)] for run, steps in goals.items()}
+    left = {run: [] if run in done else lacking.of(study.wanted_steps(run)) for run in goals}
     runs = tuple(PlannedRun(run, total(step.cost(sizes) for step in steps if owners[step] == 1),
-                            tuple(dict.fromkeys(title for title, _ in pieces[run])), run in done)
+                            total(step.cost(sizes) for step in left[run] if owners[step] == 1),
+                            tuple(dict.fromkeys(title for title, _ in pieces[run])), not left[run],
+                            lacking.unknown.isdisjoint(left[run]))
                  for run, steps in goals.items())
-    works = _longest(piece for some in pieces.values() for piece in some) | _steering_sweep(study, sizes)
-    works |= {step.title: step.cost(sizes) for step in _of_notebooks(study) if step.title not in works}
-    return Plan(runs, tuple(_shared(title, work, runs) for title, work in works.items()), tuple(sorted(sizes.assumed)))
+    works = _longest(piece for some in pieces.values() for piece in some)
+    rest = _longest(piece for steps in left.values() for step in steps if owners[step] != 1
+                    for piece in _pieces(step, sizes))
+    for step in _of_notebooks(study, tuple(works)):
+        works[step.title] = works.get(step.title, Work()) + step.cost(sizes)
+        if set(goals) - done and step in lacking.of([step]):
+            rest[step.title] = rest.get(step.title, Work()) + step.cost(sizes)
+    return Plan(runs, tuple(Shared(title, work, rest.get(title, Work()), sum(title in run.uses for run in runs))
+                            for title, work in works.items()), tuple(sorted(sizes.assumed)))
 
 
 def _longest(pieces: Iterable[tuple[str, Work]]) -> dict[str, Work]:
@@ -85,12 +137,6 @@ def _longest(pieces: Iterable[tuple[str, Work]]) -> dict[str, Work]:
     for title, work in pieces:
         works[title] = max(works.get(title, work), work, key=lambda one: one.write)
     return works
-
-
-def _shared(title: str, work: Work, runs: Sequence[PlannedRun]) -> Shared:
-    """Return shared work with the runs that use it; what a notebook alone uses is left while any run is."""
-    users = [run for run in runs if title in run.uses]
-    return Shared(title, work, len(users), any(not run.done for run in users or runs))
 
 
 def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
@@ -103,25 +149,34 @@ def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
 
 def _monitored(steps: Iterable[Step]) -> list[Step]:
     """Return what the monitors of these trainings read. It is made before them, and is no part of their keys."""
-    return [step.spec.monitor.inputs for step in closure(steps)
-            if isinstance(step, Adapter) and step.spec.monitor is not None]
+    return [read for step in closure(steps) for read in _read_by_monitor(step)]
 
 
-def _steering_sweep(study: Study, sizes: Sizes) -> dict[str, Work]:
-    """Estimate the steering sweep of notebook 03, if runs on narrow data sets need persona vectors."""
-    narrow = [study.task(run).adapter(run) for run in study.runs()]
-    if not any(isinstance(step, PersonaVectors) for step in closure(step for step in narrow if step is not None)):
-        return {}
-    probe = study.profile.probe
-    sweep = {study.recipes.steered(layer, strength) for layer in probe.layers for strength in probe.strengths}
-    return {step.title: total(one.cost(sizes) for one in sweep) for step in sweep}
+def _read_by_monitor(step: Step) -> list[Step]:
+    """Return what the monitor of a training reads, if the step is one with a monitor."""
+    return [step.spec.monitor.inputs] if isinstance(step, Adapter) and step.spec.monitor is not None else []
 
 
-def _of_notebooks(study: Study) -> list[Step]:
-    """Return the steps of notebook 02, which projects answers onto persona vectors, and of notebook 21, the audits."""
+def _of_notebooks(study: Study, planned: Sequence[str]) -> list[Step]:
+    """Return the steps that single notebooks need, without those whose titles are planned already.
+
+    These are the steering sweep of notebook 03, the persona vectors that notebook 02 projects answers onto, and the
+    audits of notebook 21.
+    """
     audits = [] if study.profile.audit is None else audit.needed(study, audit.audited_runs(study, study.runs()))
     projected = study.profile.evaluation.projection_layer is not None and bool(study.runs())
-    return [*([study.recipes.vector()] if projected or study.profile.audit is not None else []), *audits]
+    vectors = [study.recipes.vector()] if projected or study.profile.audit is not None else []
+    found = dict.fromkeys([*_steering_sweep(study), *vectors, *audits])
+    return [step for step in found if step.title not in planned]
+
+
+def _steering_sweep(study: Study) -> list[Step]:
+    """Return the steering sweep of notebook 03, if runs on narrow data sets need persona vectors."""
+    narrow = [study.task(run).adapter(run) for run in study.runs()]
+    if not any(isinstance(step, PersonaVectors) for step in closure(step for step in narrow if step is not None)):
+        return []
+    probe = study.profile.probe
+    return [study.recipes.steered(layer, strength) for layer in probe.layers for strength in probe.strengths]
 
 
 def finished(study: Study) -> frozenset[Run]:
