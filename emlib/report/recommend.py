@@ -46,9 +46,9 @@ def trials(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     Columns: `general` (misaligned, % of the answers asked for) with the ends `low` and `high` of its 95% interval (the
     outermost of all seeds); `kept`, the reduction of the held-out rows' mean NLL relative to plain fine-tuning's, in %;
     `seconds` of training, and of what the method needs once before it: a persona vector, a pool's scores, an adapter of
-    the trait, the model's own answers, and so on (`costs.made_once`); NaN if that is no longer in the store;
-    `incoherent`, `unscored` and `cut`, of the same answers, in %; `fall`, that reduction in nats a token; and `unseen`,
-    the reason of `blind`, the same in all rows.
+    the trait, the model's own answers, and so on (`costs.made_once`), without the models that score a pool; NaN if that
+    is no longer in the store; `incoherent`, `unscored` and `cut`, of the same answers, in %; `fall`, that reduction in
+    nats a token; and `unseen`, the reason of `blind`, the same in all rows.
     """
     rows, nothing = [], float("nan")
     losses = {result.run: float(np.mean(study.held_out(result.run) or [nothing])) for result in results}
