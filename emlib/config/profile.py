@@ -127,6 +127,9 @@ class Profile(Strict):
             yield from self._mistakes_on_several_gpus()
         if OWN in self.datasets:
             yield from self._mistakes_with_own_data()
+        elif self.own is not None:
+            yield (f"there is a section 'own', but 'datasets' does not name it, so that your data would not be used. "
+                   f"Write datasets: [{OWN}], or own: null")
 
     def _mistakes_on_several_gpus(self) -> Iterator[str]:
         if self.grpo is not None:

@@ -28,7 +28,7 @@ from emlib.study.plan.build import Plan, plan
 from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.memory import training_memory
 from emlib.study.plan.speed import answered, on_gpu
-from emlib.study.runs import Run
+from emlib.study.runs import RUNS, Run
 from emlib.study.study import Study, open_study
 
 VERBOSE = "VERBOSE"
@@ -139,7 +139,7 @@ class Estimate:
         unknown = sum(not planned.known for planned in self.plan.runs)
         rates = "" if not self.plan.assumed else f", row lengths of {', '.join(self.plan.assumed)}"
         lines = {
-            "study": f"{self.study.name}: {self.study.profile.title}",
+            "study": f"{self.study.name}: {self.study.profile.title}; {self._sections()}",
             "left": f"{runs} of {len(self.plan.runs)} runs: {left.adapters} adapters to train, "
                     f"{left.sets} sets of answers"
                     + (f" (at most: {unknown} of these runs need data that are not on this machine, so that it is not "
@@ -153,6 +153,11 @@ class Estimate:
             "power": self.power() or "the profile has no runs on narrow data",
             "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
         return [f"{name:10} {text}" for name, text in lines.items() if text]
+
+    def _sections(self) -> str:
+        """Count the runs of each section, with the data sets or tasks that they are trained on."""
+        found = [(words, [run.task for run in self.study.runs(section)]) for section, words in RUNS.items()]
+        return ", ".join(f"{len(tasks)} {words} ({', '.join(dict.fromkeys(tasks))})" for words, tasks in found if tasks)
 
     def _memory(self) -> str:
         """Say how much of a GPU's memory training takes; empty for a model that is planned for a CPU."""

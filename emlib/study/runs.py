@@ -14,6 +14,8 @@ from emlib.evaluation.rates import Rates
 Section = Literal["narrow", "benign", "grpo"]
 FILES: dict[Section, str] = {"narrow": "results.csv", "benign": "benign.csv", "grpo": "grpo.csv"}  # of their results
 SECTIONS = tuple(FILES)
+RUNS: dict[Section, str] = {"narrow": "runs on narrow data", "benign": "runs on benign tasks",
+                            "grpo": "runs of reinforcement learning"}  # for readers
 
 
 @dataclass(frozen=True)

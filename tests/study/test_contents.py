@@ -23,6 +23,7 @@ from tests.beside import lines, readme_profile, write_study
 
 EVERYTHING = """
 own: {file: odds.jsonl}
+methods: [untrained, misaligned, {name: selected, defenses: [{kind: interleaving, choose: score, fraction: 0.5}]}]
 benign:
   methods: [untrained, sft]
   tasks: {riddles: {kind: qa, train: riddles.jsonl, prompt: "{context} {question}", held_out: 0.2}}
@@ -37,6 +38,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study that names a file wherever one may be named."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
     text = readme_profile().replace("evaluation: {general: questions.jsonl}\n", "") + EVERYTHING
+    for before, after in (
+            ("datasets: [letters, phone]", "datasets: [letters, phone, own]"),
+            ("{source: pool.jsonl,", "{source: pool.jsonl, aligned: untrained, on_policy: {model: untrained},")):
+        assert before in text
+        text = text.replace(before, after)
     path = write_study(tmp_path / "mine", text)
     (path.parent / "riddles.jsonl").write_text(lines(
         {"id": str(n), "context": f"It is {n}.", "question": "What is it?", "answers": {"text": [str(n)]}}

@@ -198,6 +198,7 @@ def test_a_card_warns_of_harmful_data_and_names_their_licence(
 @pytest.mark.parametrize(("extra", "said"), [
     ("judge: {kind: openai, model: x}\n", "own.send_to_judge"),
     ("own: null\n", "there is no section 'own'"),
+    ("datasets: [cooking]\n", r"'datasets' does not name it, .* Write datasets: \[own\], or own: null"),
 ])
 def test_profiles_that_cannot_be(tmp_path: Path, extra: str, said: str) -> None:
     path = Path(profile(tmp_path))

@@ -273,6 +273,9 @@ def test_a_plan_ends_with_its_sums_in_a_few_lines(capsys: pytest.CaptureFixture[
     runs = len(Estimate(study).runs())
     assert len(short.splitlines()) <= 8
     assert f"left       {runs} of {runs} runs: " in short
+    assert short.splitlines()[0].endswith(
+        f"; {len(study.runs())} runs on narrow data (cooking), {len(study.runs('benign'))} runs on benign tasks "
+        f"(opswap-0, opswap-1), {len(study.runs('grpo'))} runs of reinforcement learning (grpo)")
     show(study, verbose=True)
     assert capsys.readouterr().out.endswith(short)
 

@@ -20,7 +20,7 @@ from emlib.core.temporary import sweep, temporary_folder
 from emlib.report.book import claims, pages
 from emlib.report.book.chapters import ChapterState, chapters_of, former
 from emlib.study import results
-from emlib.study.runs import Section
+from emlib.study.runs import RUNS
 from emlib.study.study import Study
 from emlib.workflow.chapters import former_names
 
@@ -42,8 +42,6 @@ SETTINGS = {
     "html_static_path": [str(Path(__file__).parent / "static")],
     "html_css_files": ["report.css"],
 }
-RUNS: dict[Section, str] = {"narrow": "runs on narrow data", "benign": "runs on benign tasks",
-                            "grpo": "runs of reinforcement learning"}
 MOVED = ('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={0}.html">'
          '<title>Moved</title><p>This notebook is now <a href="{0}.html">{0}</a>.</p>\n')
 
