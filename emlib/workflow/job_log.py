@@ -31,7 +31,7 @@ from emlib.core.progress import MARK as SAID
 MARK = "■"
 TEXT = re.compile(rf"^(?:\S+Z )?([{SAID.strip()}{FOUND.strip()}]) (.*)$", re.MULTILINE)
 WATCHED = "EMLIB_WATCHED"  # in the environment of jobs whose logs somebody shows (`emlib.workflow.watch`)
-State = Literal["running", "ended", "failed", "killed"]
+State = Literal["running", "ended", "failed", "interrupted", "killed"]
 logger = logging.getLogger("emlib.job")
 
 
@@ -91,6 +91,9 @@ class AttemptLog:
             try:
                 yield
                 attempt = replace(attempt, state="ended")
+            except KeyboardInterrupt:
+                attempt = replace(attempt, state="interrupted")
+                raise
             except BaseException as error:
                 attempt = replace(attempt, state="failed", error=f"{type(error).__name__}: {error}")
                 raise

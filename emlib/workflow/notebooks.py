@@ -70,6 +70,7 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
 
     Raises:
         NotebookError: a parameter does not exist, the kernel died, or a cell failed; its traceback is shown and kept.
+        KeyboardInterrupt: it was interrupted, here or in its kernel.
     """
     check_parameters(chapter, parameters)
     failed = out.with_name(f"{out.stem}.failed.ipynb")
@@ -79,6 +80,8 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
             _papermill(chapter, parameters, unfinished)
             _sign(unfinished, stamp)
         except PapermillExecutionError as error:
+            if error.ename == KeyboardInterrupt.__name__:
+                raise KeyboardInterrupt from error
             _sign(unfinished, stamp)
             os.replace(unfinished, failed)
             raise NotebookError(f"{chapter}, cell {error.cell_index}: {_reason(error.ename, error.evalue)}\n"

@@ -29,6 +29,7 @@ from emlib.workflow.job_log import Attempt, AttemptLog
 
 State = Literal["done", "running", "failed", "waiting"]
 JUDGE_WAITS = ": JudgeWaits: "  # in the error of a job that waits for its judge's batch, which is no failure
+CONTINUE = "run the same command to continue"
 LAST_LINES = 12  # of an error
 HOUR = 3600
 
@@ -53,7 +54,7 @@ def _status(folder: Path, job: Job, attempts: tuple[Attempt, ...]) -> JobStatus:
         return JobStatus(job, "running", attempts)
     if (folder / job.output).is_file() and (last is None or last.digest in (None, job.digest)):
         return JobStatus(job, "done", attempts)
-    if last is None or last.state == "ended" or JUDGE_WAITS in last.error:  # or it ran other content
+    if last is None or last.state in ("ended", "interrupted") or JUDGE_WAITS in last.error:  # or it ran other content
         return JobStatus(job, "waiting", attempts)
     return JobStatus(job, "failed", attempts)
 
@@ -93,18 +94,30 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
     counts = ", ".join(f"{sum(one.state == state for one in found)} {state}" for state in get_args(State))
     yield f"{name}: {len(found)} jobs, {counts}"
     for one in found:
-        if one.state in ("running", "failed"):
-            last, log = one.attempts[-1], paths.runs() / name / one.job.log
-            where = last.host if last.gpu is None else f"{last.host}, {last.gpu}"
-            yield (f"  running  {one.job.name}: {last.seconds / 60:.0f} min on {where}" if one.state == "running" else
-                   f"  failed   {one.job.name}: attempt {len(one.attempts)} on {where} {last.state}; {log}")
-            yield from (f"           {line}" for line in last.error.strip().splitlines()[-LAST_LINES:])
+        yield from _lines(one, paths.runs() / name / one.job.log)
     left = hours_left(found)
     yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
            + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
     limit = profile.judge.max_usd if isinstance(profile.judge, OpenAIJudge) else None
     shared = "" if base_of(name) == name else f" by all studies of {base_of(name)}"
     yield f"money  ${spent(name):.2f} spent on judges{shared}" + ("" if limit is None else f", of ${limit:.2f}")
+
+
+def _lines(one: JobStatus, log: Path) -> Iterator[str]:
+    """Yield the lines of a job that runs, failed or was interrupted: where, and the end of its error."""
+    last = one.attempts[-1] if one.attempts else None
+    if last is None or not (one.state in ("running", "failed") or is_interrupted(one)):
+        return
+    where = last.host if last.gpu is None else f"{last.host}, {last.gpu}"
+    yield f"  {one.state:8} {one.job.name}: " + (
+        f"{last.seconds / 60:.0f} min on {where}" if one.state == "running" else
+        f"attempt {len(one.attempts)} on {where} {last.state}; " + (CONTINUE if is_interrupted(one) else str(log)))
+    yield from (f"           {line}" for line in last.error.strip().splitlines()[-LAST_LINES:])
+
+
+def is_interrupted(one: JobStatus) -> bool:
+    """Whether a job waits because its last attempt was interrupted, as by Ctrl-C."""
+    return one.state == "waiting" and one.attempts[-1:] != () and one.attempts[-1].state == "interrupted"
 
 
 def show(name: str) -> None:

@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from emlib.core import paths
 from emlib.core.commands import profile_parser
-from emlib.core.errors import ends_with_message
+from emlib.core.errors import INTERRUPTED, ends_with_message
 from emlib.store.artefacts import open_store
 from emlib.workflow import status
 from emlib.workflow.graph import Job, chosen, jobs
 from emlib.workflow.job_log import WATCHED, Attempt
-from emlib.workflow.status import JUDGE_WAITS, JobStatus, hours_left, statuses
+from emlib.workflow.status import CONTINUE, JUDGE_WAITS, JobStatus, hours_left, statuses
 
 PAUSE = 1.0  # seconds between two looks at the logs
 WIDTH = 34  # of a job's name
@@ -86,6 +86,8 @@ def line(done: str, name: str, attempt: Attempt, log: Path) -> str:
         return f"{start}  {attempt.found}".rstrip()
     if JUDGE_WAITS in attempt.error:
         return f"{start}  waits for its judge's batch"
+    if attempt.state == "interrupted":
+        return f"{start}  interrupted"
     return f"{start}  {attempt.state}, see {log}"
 
 
@@ -100,9 +102,9 @@ def minutes(seconds: float) -> str:
 
 
 def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
-    """Run the command and show the jobs until it ends. Return its exit status."""
-    watch, starters = Watch(folder, watched), _starters()
-    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal tells the command of Ctrl-C as well
+    """Run the command and show the jobs until it ends. Return its exit status; after Ctrl-C, that of shells."""
+    watch, starters, interrupts = Watch(folder, watched), _starters(), list[int]()
+    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))  # a terminal tells the command as well
     with (subprocess.Popen(command, env=os.environ | ({WATCHED: "1"} if watched else {})) as process,
           tqdm(total=len(watched), leave=False, disable=None if watched else True, dynamic_ncols=True,
                bar_format="{bar:20} {n}/{total}  {desc}") as bar):
@@ -117,6 +119,8 @@ def run(folder: Path, watched: Sequence[Job], command: Sequence[str]) -> int:
             bar.n = sum(one.state == "done" for one in watch.statuses)
             bar.set_description_str(watch.now())
             if code is not None:
+                if code and interrupts:
+                    return INTERRUPTED
                 return code if code >= 0 else 128 - code  # as shells report a signal
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PAUSE)
@@ -155,7 +159,9 @@ def watch(name: str, only: str, command: Sequence[str]) -> int:
     code = run(folder, watched, command)
     if code:
         status.show(name)
-    else:
+    if code == INTERRUPTED:
+        print(f"interrupted; {CONTINUE}")
+    elif not code:
         print(where(folder))
     return code
 

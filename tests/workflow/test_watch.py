@@ -87,6 +87,27 @@ def test_a_stopped_watch_stops_the_command(tmp_path: Path) -> None:
         assert said.startswith(f"tiny: {len(graph.jobs('tiny'))} jobs, 0 done")
 
 
+def test_ctrl_c_is_no_failure_and_the_way_to_continue_is_told(tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the watch, to the command and to the job, which has a log."""
+    folder, job = tmp_path / "tiny", JOBS[1]
+    command = RUNNER.replace("if error:", "print('up', flush=True); __import__('time').sleep(600)\n    if error:")
+    given = [sys.executable, "-c", command, *runs(folder, job, "")[3:]]
+    with subprocess.Popen([sys.executable, "-m", "emlib.workflow.watch", "tiny", "--", *given], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                          env=environment() | {"EMLIB_RUNS_DIR": str(tmp_path)}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        os.killpg(process.pid, signal.SIGINT)
+        out, shown = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "05_kl" in shown
+    assert "interrupted" in shown
+    assert out.splitlines()[-1] == "interrupted; run the same command to continue"
+    assert f"{len(graph.jobs('tiny'))} waiting" in out
+    assert "waiting  05_kl: attempt 1 on " in out
+    assert "fail" not in (out + shown.partition("Traceback")[0]).replace("0 failed", "")
+
+
 @pytest.mark.parametrize(("stop", "verbose"), [(signal.SIGTERM, "0"), (signal.SIGKILL, "0"), (signal.SIGTERM, "1")])
 def test_a_stopped_make_stops_the_command_and_what_that_started(
         stop: signal.Signals, verbose: str, tmp_path: Path) -> None:
