@@ -120,6 +120,19 @@ def test_table_1_follows_from_its_bounds() -> None:
         ["bad", "✗", "–", "✗", "✓"]]    # 20% less; no task tried
 
 
+def test_table_1_has_a_dash_where_plain_fine_tuning_has_nothing_to_keep() -> None:
+    """0% of 0% is nothing kept. Where another data set or task has something to keep, that one counts."""
+    one, bounds = rows(("misaligned", 50, 20, 0, 0), ("good", 5, 20, 0, 0)), overview.Bounds()
+    other = rows(("misaligned", 50, 20, 40, 0), ("good", 5, 20, 30, 0)).assign(dataset="other")
+    benign = pd.DataFrame([(task, None, method, score) for task, scores in {"x": (0.0, 3.0), "y": (50.0, 40.0)}.items()
+                           for method, score in zip(("sft", "good"), scores, strict=True)],
+                          columns=["task", "tier", "method", "exact_match"])
+    grpo = pd.DataFrame({"method": ["grpo"], "eval_accuracy": [1.0]})
+    for rates, scores, learnt, kept in ((one, benign[:2], "–", "–"), (pd.concat([one, other]), benign, "✗", "✗")):
+        [row] = overview.overview(overview.measured(rates, scores, grpo, bounds), bounds).to_numpy()
+        assert [cell.text for cell in row] == ["good", "✓", learnt, kept, "✓"]
+
+
 def test_table_1_has_dashes_where_a_seed_has_no_score_and_tells_fewer_seeds() -> None:
     """`half` removes all with seed 0, and has no score with seed 1; `few` has seed 0 alone."""
     first = rows(("misaligned", 50, 20, 40, 0), ("half", 0, 20, 40, 0), ("few", 0, 20, 40, 0), ("narrow", 0, 20, 40, 0))

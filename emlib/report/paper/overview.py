@@ -37,9 +37,9 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
     `reduction` and `incoherence` are means over data sets; `narrow` is the share of data sets, and `learned` that of
     benign tasks (tiers of OpSwap, question answering, reinforcement learning), on which the method keeps
     `bounds.kept` of what is learnt without it; NaN if none was tried, and where a method lacks a data set, the score of
-    a seed, or a task that plain fine-tuning has, because its numbers would not be comparable. `seeds` and `most_seeds`
-    are `fewest_seeds` over data sets and benign tasks, with those of baselines. Each method has one setting: see
-    `published.chosen`.
+    a seed, or a task that plain fine-tuning has, because its numbers would not be comparable. Where plain fine-tuning
+    has 0 there is nothing to keep: such data sets and tasks do not count. `seeds` and `most_seeds` are `fewest_seeds`
+    over data sets and benign tasks, with those of baselines. Each method has one setting: see `published.chosen`.
     """
     shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
     scores = _scores(benign, grpo)
@@ -59,9 +59,10 @@ def measured(rates: pd.DataFrame, benign: pd.DataFrame, grpo: pd.DataFrame, boun
             row["reduction"] = effect.reduction(
                 runs["general_misaligned"], plain["general_misaligned"]).mean(skipna=False)
             row["incoherence"] = _percent(*(one["general_incoherent"].mean(skipna=False) for one in (runs, plain)))
-        if len(plain) and runs["in_domain_misaligned"].notna().all():
-            row["narrow"] = 100 * (runs["in_domain_misaligned"]
-                                   >= bounds.kept / 100 * plain["in_domain_misaligned"]).mean()
+        learnt = plain["in_domain_misaligned"][plain["in_domain_misaligned"] > 0]
+        narrow = runs["in_domain_misaligned"].reindex(learnt.index)
+        if len(learnt) and narrow.notna().all():
+            row["narrow"] = 100 * (narrow >= bounds.kept / 100 * learnt).mean()
         rows.append(row)
     return pd.DataFrame(rows, columns=["method", *CRITERIA, *SEEDS])
 
@@ -90,14 +91,14 @@ def _tasks(scores: pd.DataFrame) -> dict[str, list[float]]:
     for name, some in scores.groupby("plain"):
         table = mean_of_all(some.groupby(["method", "task"])[["score"]])["score"].unstack()  # over seeds
         if name in table.index:
-            plain = table.loc[name].dropna()
+            plain = table.loc[name][table.loc[name] > 0]
             for method, row in (100 * table[plain.index] / plain).iterrows():
                 found.setdefault(str(method), []).extend(row)
     return found
 
 
 def overview(numbers: pd.DataFrame, bounds: Bounds) -> pd.DataFrame:
-    """Format `measured` as a table of cells: ✓ met, ~ partly, ✗ not met, – not tried."""
+    """Format `measured` as a table of cells: ✓ met, ~ partly, ✗ not met, – not tried, or nothing to keep."""
     return pd.DataFrame([{
         "Method": Cell(f"{label(row['method'])}{seeds}"),
         CRITERIA["reduction"]: Cell(_grade(row["reduction"], bounds.reduction, bounds.some_reduction)),
