@@ -99,8 +99,7 @@ reproduce: setup ## run the study: every notebook of PROFILE, in order, with wha
 	@$(WATCH) $(SNAKEMAKE)
 
 plan: setup ## show what PROFILE would cost; with VERBOSE=1 every run, and which notebooks would run and why
-	@$(BIN)/python -m emlib.workflow.graph $(PROFILE)
-	@$(if $(filter 1,$(VERBOSE)),$(SNAKEMAKE) --quiet rules host --dry-run)
+	@$(if $(filter 1,$(VERBOSE)),$(BIN)/python -m emlib.workflow.graph $(PROFILE) && $(SNAKEMAKE) --quiet rules host --dry-run)
 	@$(BIN)/python -m emlib.report.estimate $(PROFILE)
 
 status: setup ## show which jobs of PROFILE are done, running, failed and waiting; GPU-hours and money spent

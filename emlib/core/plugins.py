@@ -1,6 +1,7 @@
 """Plugin files: user-defined defenses that a profile names and that other processes can import.
 
-A plugin is code. It runs only if the environment variable `PLUGINS` is `yes`, and its path and digest are printed.
+A plugin is code. It runs only if the environment variable `PLUGINS` is `yes`, and its path and digest are printed: once
+for a command and the processes that it starts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from emlib.core.defense import Defense
 
 ALLOW = "PLUGINS"
+SAID = "EMLIB_PLUGINS_SAID"  # in the environment of the processes that this one starts: the digests that it printed
 MODULE = "emlib_plugin_"  # prefix of the module names of plugin files
 _loaded: dict[Path, str] = {}
 
@@ -46,7 +48,9 @@ def load(paths: Iterable[str | Path]) -> None:
                 raise ProfileError(f"{path}: the profile names this plugin, which is code. Read it, then allow "
                                    f"it: {ALLOW}=yes in the environment, or make ... {ALLOW}=yes. Its SHA-256 is "
                                    f"{digest}.")
-            say(f"running the plugin {path} (SHA-256 {digest})")
+            if digest not in os.environ.get(SAID, ""):
+                say(f"running the plugin {path} (SHA-256 {digest})")
+                os.environ[SAID] = f"{os.environ.get(SAID, '')} {digest}".strip()
             _run(path)
             _loaded[path] = digest
 

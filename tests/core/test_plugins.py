@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import linecache
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ def _registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_classes", dict(registry._classes))
     monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.delenv(plugins.ALLOW, raising=False)
+    monkeypatch.setenv(plugins.SAID, "")  # so that what a test adds is undone
     yield
     sys.modules.pop("emlib_plugin_halving", None)
 
@@ -62,6 +64,19 @@ def profile(folder: Path, *more: str) -> Path:
     path.write_text("\n".join([
         "extends: tiny", "methods: [misaligned, {name: halving, defenses: [{kind: halving}], sweep: [0.1]}]", *more]))
     return path
+
+
+def test_a_plugin_that_runs_is_said_once_with_the_processes_that_the_command_starts(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    (tmp_path / "one.py").write_text("x = 1\n")
+    load = f"from emlib.core import plugins; plugins.load([{str(tmp_path / 'one.py')!r}])"
+    plugins.load([tmp_path / "one.py"])
+    subprocess.run([sys.executable, "-c", load], check=True, cwd=paths.ROOT)
+    assert capfd.readouterr().out.count("running the plugin") == 1
+    (tmp_path / "one.py").write_text("x = 2\n")
+    subprocess.run([sys.executable, "-c", load], check=True, cwd=paths.ROOT)
+    assert capfd.readouterr().out.count("running the plugin") == 1  # another content is said again
 
 
 def test_the_source_of_a_cell_s_class_is_in_its_key_and_changes_with_it() -> None:
