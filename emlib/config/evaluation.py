@@ -170,7 +170,7 @@ class Evaluation(Strict):
     projection_layer: Few | None = None  # at which general answers are projected onto the trait's persona vector
     sets: dict[Word, QuestionSet] = Field(default_factory=dict)  # in addition to general and in-domain ones, by name
     triggers: Triggers | None = None  # changed contexts of the general questions
-    trajectory: Trajectory = Trajectory()  # how adapters that were kept during training are evaluated
+    trajectory: Trajectory | None = Trajectory()  # how adapters kept during training are evaluated; None: none is kept
 
     @field_validator("sets")
     @classmethod
@@ -214,7 +214,8 @@ class Evaluation(Strict):
         if self.triggers is not None and (self.triggers.samples or 0) > self.general_samples:
             yield ("evaluation.triggers.samples is more than general_samples: answers under a trigger are compared "
                    "with as many without one")
-        yield from self.unjudged(self.trajectory.sets, "evaluation.trajectory.sets")
+        if self.trajectory is not None:
+            yield from self.unjudged(self.trajectory.sets, "evaluation.trajectory.sets")
 
     def unjudged(self, names: Collection[str], where: str) -> Iterator[str]:
         """Yield which of the question sets that `where` names have no verdicts, or do not exist."""
@@ -228,4 +229,5 @@ class Evaluation(Strict):
     @property
     def named(self) -> tuple[str, ...]:
         """The methods that `triggers` and `trajectory` name."""
-        return (*(() if self.triggers is None else self.triggers.methods or ()), *(self.trajectory.methods or ()))
+        return tuple(name for section in (self.triggers, self.trajectory) if section is not None
+                     for name in section.methods or ())

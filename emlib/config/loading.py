@@ -170,7 +170,7 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
         return data
     named, folders = str(data["extends"]), dict.fromkeys([path.parent, paths.PARAMS])
     beside = {name: file for folder in reversed(folders) for name, file in paths.yaml_files(folder).items()}
-    base = beside.get(named)
+    base = beside.get(named) or {file.name: file for file in beside.values()}.get(named)
     if base is None:
         raise ProfileError(f"{path}: extends '{shortened(named)}', but there is no such profile beside it or in "
                            f"params/.{nearest(named, [name for name in beside if name != path.stem])}")

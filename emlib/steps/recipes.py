@@ -102,8 +102,10 @@ class Recipes:
 
     def kept(self, method: str | None) -> tuple[float, ...]:
         """Return the shares of the steps after which a method's adapters are kept; None is no method's."""
-        methods = self.profile.evaluation.trajectory.methods
-        return self.profile.training.kept if method is not None and method in (methods or (method,)) else ()
+        along = self.profile.evaluation.trajectory
+        if along is None or method is None or method not in (along.methods or (method,)):
+            return ()
+        return self.profile.training.kept
 
     def monitor(self, spec: TrainingSpec, method: str | None) -> Monitored | None:
         """Return the monitor of a method's trainings; None if they have none."""

@@ -182,10 +182,10 @@ class NarrowTask(Task):
 
         Share 0 is the untrained model, and share 1 the run itself. Empty if no adapter of the run is kept.
         """
-        adapter = self.adapter(run)
-        if adapter is None or not adapter.spec.keep:
+        adapter, along = self.adapter(run), self.profile.evaluation.trajectory
+        if adapter is None or along is None or not adapter.spec.keep:
             return {}
-        return self._along(run, None, adapter, self.profile.evaluation.trajectory.sets)
+        return self._along(run, None, adapter, along.sets)
 
     def _along(self, run: Run, start: Adapter | None, adapter: Adapter, sets: Iterable[str]) -> Points:
         """Return the steps of the verdicts before the training of `adapter`, at its kept steps, and at its end."""

@@ -190,6 +190,8 @@ def test_two_letters_exchanged_in_a_setting_suggest_the_setting(tmp_path: Path, 
 def test_a_profile_that_lies_elsewhere_extends_one_of_params(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: tiny\nseeds: [7]\n")
     assert load_profile(str(tmp_path / "mine.yaml")) == load_profile("tiny").model_copy(update={"seeds": (7,)})
+    (tmp_path / "yours.yaml").write_text("extends: mine.yaml\n")
+    assert load_profile(str(tmp_path / "yours.yaml")) == load_profile(str(tmp_path / "mine.yaml"))
     (tmp_path / "tiny.yaml").write_text("extends: demo\n")  # what lies beside it comes first
     assert load_profile(str(tmp_path / "mine.yaml")).model == load_profile("demo").model
 

@@ -204,3 +204,12 @@ def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what
     assert {shown[heading] for heading in conditions.ONSET.values()} == {"not known"}
     assert conditions.trajectory(study, []).empty
     assert conditions.onset(conditions.trajectory(study, [])).empty
+
+
+def test_null_drops_the_trajectory_of_an_extended_profile_so_that_no_adapter_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: tiny\nevaluation: {trajectory: null}\n")
+    mine, tiny = (open_study(name) for name in (str(tmp_path / "mine.yaml"), "tiny"))
+    kept = [[study.training(run).keep for run in study.runs(methods=["misaligned"])] for study in (mine, tiny)]
+    assert kept == [[()], [(0.5,)]]
+    assert mine.narrow(mine.runs()[0]).trajectory(mine.runs(methods=["misaligned"])[0]) == {}
+    assert mine.profile.absent == []
