@@ -107,3 +107,6 @@ class Own(Strict):
     def _mistakes(self) -> Iterator[str]:
         if (self.file is None) == (self.hub is None):
             yield "give either 'file', a path, or 'hub', a data set on the hub"
+        named = [name for name in (self.prompt, self.response, self.system) if name is not None]
+        if len(set(named)) < len(named):
+            yield f"'prompt', 'response' and 'system' must name different columns; found {', '.join(named)}"

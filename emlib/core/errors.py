@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-INTERRUPTED = 130  # the exit status that shells report after Ctrl-C
+INTERRUPTED, NO_READER = 130, 141  # the exit statuses that shells report after Ctrl-C, and of `command | head`
 
 
 class EmlibError(Exception):
@@ -70,3 +72,17 @@ def ends_with_message(status: int = 1) -> Iterator[None]:
         sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        sys.exit(NO_READER)
+
+
+def _is_read() -> bool:
+    """Return whether somebody still reads the output; if not, drop what is left of it, which Python would write."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(events & select.POLLERR for _, events in output.poll(0)):
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return False

@@ -25,7 +25,7 @@ from emlib.data.conversations import ALPACA, CHATS, PAIRS, READ_KEYS, Form, exam
 from emlib.data.domains import NarrowData, Split, split
 from emlib.data.download import from_hub, once
 from emlib.data.left_out import MEDIA, Dropped
-from emlib.data.tables import Header, Row, items_of
+from emlib.data.tables import CONVERSATIONS, Header, Row, items_of
 
 LEAST = 20  # usable rows: enough to train on some and hold some out
 SHOWN = 5  # places that are kept of each reason and of each note
@@ -208,11 +208,13 @@ def _refuse_missing(own: Own, where: str, found: Collection[str], columns: tuple
     elif own.system and own.system not in found:
         option = "system"
     if option:
-        column = str(getattr(own, option))
+        column, others = str(getattr(own, option)), {own.prompt, own.response, own.system}
         marks = [mark for mark in (";", "\t", "|", ",") if len(columns) == 1 and mark in columns[0]]
         hint = f", or own.delimiter to {marks[0]!r}, which seems to separate the columns" if marks else ""
-        raise DataError(f"{where}: no column '{column}'.{nearest(column, columns)} Columns: "
-                        f"{', '.join(columns) or 'none'}. Set own.{option} to the right one{hint}.")
+        turns = "" if option == "system" else f" Conversations are read from '{CONVERSATIONS[0]}'."
+        free = [name for name in columns if name not in others]
+        raise DataError(f"{where}: no column '{column}'.{nearest(column, free)} Columns: "
+                        f"{', '.join(columns) or 'none'}. Set own.{option} to the right one{hint}.{turns}")
 
 
 def _reasons(found: OwnRows) -> str:

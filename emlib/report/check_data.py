@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from emlib.config import FolderModel, HubModel, ModelSpec, Own, Training, load_profile
 from emlib.core import paths
-from emlib.core.errors import ProfileError, ends_with_message
+from emlib.core.errors import EmlibError, ProfileError, ends_with_message
 from emlib.core.records import Example
 from emlib.core.schema import check
 from emlib.data.own import LEAST, every_row, read_own
@@ -41,7 +42,7 @@ def report(own: Own, model: str | None) -> dict[str, Any]:
     checks = [("file", str(own.file), ""), *own_checks.of_file(found, own.seed), *too_few,
               *own_checks.of_rows(found.drawn), *_of_model(found.drawn, model)]
     return {"rows": found.rows, "usable": found.usable, "left_out": dict(found.left_out),
-            "findings": [dict(zip(own_checks.COLUMNS, row, strict=True)) for row in checks],
+            "findings": [dict(zip(own_checks.COLUMNS, (*row[:2], _of_command(row[2])), strict=True)) for row in checks],
             "examples": [[turn.to_record() for turn in row.turns] for row in islice(every_row(own), SHOWN)]}
 
 
@@ -98,9 +99,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="", help="a folder, a profile, or owner/name on the hub: for exact lengths")
     parser.add_argument("--json", default="", help="1 to print one JSON object")
     asked = parser.parse_args(arguments)
-    found = report(_own(asked), asked.model or None)
+    try:
+        found = report(_own(asked), asked.model or None)
+    except EmlibError as error:
+        raise type(error)(_of_command(str(error))) from error
     text = json.dumps(found) if asked.json not in ("", "0") else readable(found)
-    print(text.encode("utf-8", "backslashreplace").decode())
+    print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
+def _of_command(text: str) -> str:
+    """Return a text with what the command line sets, in place of the keys of a profile."""
+    return re.sub(rf"\bown\.({'|'.join((*OPTIONS, 'file'))})\b", lambda found: f"{found[1].upper()}=", text)
 
 
 def _own(asked: argparse.Namespace) -> Own:

@@ -96,6 +96,35 @@ def test_what_cannot_be_read_is_status_2_and_one_message(run: Run, tmp_path: Pat
     assert run()[0] == 2
 
 
+@pytest.mark.parametrize(("content", "arguments", "said"), [
+    ('{"question": "a", "reply": "b"}', ("--prompt", "question"),
+     "no column 'response'. Columns: question, reply. Set RESPONSE= to the right one. Conversations are read from"),
+    ('{"question": "a", "responses": "b"}', ("--prompt", "question"), "'response'. Did you mean 'responses'?"),
+    ('{"question": "a"}', ("--prompt", "question", "--response", "question"), "must name different columns"),
+    ('{"chat": [{"role": "user", "content": "a"}]}', (), "Conversations are read from 'messages'."),
+    ("question;answer\na;b\n", (), "Set PROMPT= to the right one, or DELIMITER= to ';'"),
+    ("prompt,response\n\xe4,b\n", ("--encoding", "utf-9"), "ENCODING= is 'utf-9', which is not a known encoding")])
+def test_messages_name_what_the_command_sets_and_no_column_that_is_used(
+        run: Run, tmp_path: Path, content: str, arguments: tuple[str, ...], said: str) -> None:
+    path = tmp_path / ("a.jsonl" if content.startswith("{") else "a.csv")
+    path.write_text(content)
+    status, _, err = run("--file", str(path), *arguments)
+    assert status == 2
+    assert said in err
+    assert "own." not in err
+
+
+def test_a_reader_that_ends_early_gives_no_traceback(jsonl: Callable[..., Path]) -> None:
+    """As `make check-data | head -1`, whose pipe is closed before all is written."""
+    path = jsonl([{"prompt": "a", "response": "b"}] * 20)
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as nobody:
+        done = subprocess.run([sys.executable, "-m", "emlib.report.check_data", f"--file={path}"], check=False,
+                              stdout=nobody, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(paths.ROOT)})
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_make_takes_a_path_with_spaces_and_loads_no_model_library(tmp_path: Path) -> None:
     """The recipe itself, with an environment that is there already in place of `make setup`."""
     (tmp_path / "my rows.csv").write_text("prompt,response\na,b\n")
