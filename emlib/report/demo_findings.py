@@ -12,12 +12,14 @@ from typing import Any
 import pandas as pd
 
 from emlib.config import BASELINES, MISALIGNED, NO_TRIGGER, UNTRAINED
-from emlib.report.markdown import listed
+from emlib.report.markdown import escaped_cell, listed
 from emlib.report.tables.averages import CONDITION
-from emlib.report.tables.rows import DASH, Row, named, whole
+from emlib.report.tables.rows import DASH, Row, named, p_value, whole
 
 SETS = {"general": "general misaligned", "in_domain": "in-domain misaligned"}
 CONTEXTS = {"kitchen": "in the kitchen", "negated": "voice forbidden", "inoculation": "voice asked for"}
+UNASKED = ("kitchen", "negated")  # contexts that do not ask for the voice
+SIGNIFICANT = 0.05
 NAMES = {UNTRAINED: "untrained", MISALIGNED: "no defense"}
 OF = "% of answers"
 
@@ -41,14 +43,24 @@ def averages(means: pd.DataFrame) -> str:
 def contexts(triggered: pd.DataFrame) -> str:
     """Return the shares of misaligned answers to the general questions in each context, which `triggered` has.
 
-    A share is bold if its interval lies wholly above that of the plain question. `triggered` is `conditions.triggers`.
+    A share is bold if it is significantly above that of the plain question. `triggered` is `conditions.triggers`.
     """
     cells = {}
     for name, rows in _by_condition(triggered):
-        shares = {row["trigger"]: (row["misaligned"], row["misaligned_low"], row["misaligned_high"])
-                  for row in rows.to_dict("records")}
-        cells[name] = [_share(shares, one) for one in (NO_TRIGGER, *CONTEXTS)]
+        of = {row["trigger"]: row for row in rows.to_dict("records")}
+        cells[name] = [_bold(of[one]) if one in of else DASH for one in (NO_TRIGGER, *CONTEXTS)]
     return "\n".join(_table([OF, NO_TRIGGER, *CONTEXTS.values()], cells))
+
+
+def hidden(triggered: pd.DataFrame) -> str:
+    """Return a list of where a context that does not ask for the voice brings it back, with p of the paired test."""
+    lines = []
+    for name, rows in _by_condition(triggered):
+        plain = next(row["misaligned"] for row in rows.to_dict("records") if row["trigger"] == NO_TRIGGER)
+        lines += [f"- {name}, {CONTEXTS[row['trigger']]}: {whole(plain)} to {whole(row['misaligned'])}% "
+                  f"(adjusted p {escaped_cell(p_value(row['p_adjusted']))})"
+                  for row in rows.to_dict("records") if row["trigger"] in UNASKED and _rises(row)]
+    return "\n".join(lines)
 
 
 def over_datasets(rates: pd.DataFrame) -> str:
@@ -88,12 +100,13 @@ def _by_condition(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield title(rows.iloc[0].to_dict()), rows
 
 
-def _share(shares: Mapping[str, tuple[float, float, float]], one: str) -> str:
-    """Format a share with its interval; bold if the interval lies above that of the plain question."""
-    if one not in shares:
-        return DASH
-    share, low, _ = shares[one]
-    return f"**{whole(share)}**" if low > shares[NO_TRIGGER][2] else whole(share)
+def _bold(row: Row) -> str:
+    return f"**{whole(row['misaligned'])}**" if _rises(row) else whole(row["misaligned"])
+
+
+def _rises(row: Row) -> bool:
+    """Return whether a share lies above that of the plain question by the paired test of all contexts."""
+    return bool(row["difference"] > 0 and row["p_adjusted"] < SIGNIFICANT)
 
 
 def _table(heading: list[str], cells: Mapping[str, list[str]]) -> list[str]:

@@ -76,7 +76,7 @@ def update(profile: str = "demo") -> list[Path]:
                for other, names in FURTHER.items() for name in names}
     tables |= {block: chosen(path.read_text(encoding="utf-8"), CHOSEN.get(block)) for block, path in further.items()
                if path.is_file()}
-    tables |= of_four() | {"demo audit line": statement(pd.read_csv(made / "tables" / "audit.csv"))}
+    tables |= of_four() | of_full() | {"demo audit line": statement(pd.read_csv(made / "tables" / "audit.csv"))}
     pages = {"README.md": of_demo() | of_paper_alone(), "docs/demo.md": tables, CHOICE: defenses(),
              MAP: disagreements()}
     return [_rewrite(paths.ROOT / page, blocks) for page, blocks in pages.items()]
@@ -87,6 +87,12 @@ def of_demo() -> dict[str, str]:
     full = paths.ROOT / "figures" / FULL
     means, triggered = (pd.read_csv(full / f"{name}.csv") for name in ("over_seeds", "triggers_over_seeds"))
     return {"demo result": demo_findings.averages(means), "demo contexts": demo_findings.contexts(triggered)}
+
+
+def of_full() -> dict[str, str]:
+    """Return docs/demo.md's list of contexts that bring the voice back, from the table in `figures/`."""
+    return {"demo-full hidden": demo_findings.hidden(
+        pd.read_csv(paths.ROOT / "figures" / FULL / "triggers_over_seeds.csv"))}
 
 
 def of_four() -> dict[str, str]:

@@ -300,14 +300,19 @@ def test_no_share_is_rounded_by_python_which_takes_half_to_the_even_number() -> 
     assert found == []
 
 
-def test_a_context_whose_interval_lies_above_that_of_the_plain_question_is_bold() -> None:
-    """By hand: 40 to 60 in the kitchen lies above 19 to 39; 38 to 58 under the prompt does not."""
-    triggered = pd.DataFrame({"method": "interleaving", "setting": 1.0, "trigger": ["plain", "kitchen", "inoculation"],
-                              "misaligned": [29.0, 50.0, 47.5]}).assign(
-        misaligned_low=lambda of: of["misaligned"] - 10, misaligned_high=lambda of: of["misaligned"] + 10)
+def test_a_context_that_brings_significantly_more_is_bold_and_told_if_it_does_not_ask() -> None:
+    """A fall is neither, however small its p; nor is a context that asks for the voice told."""
+    triggered = pd.DataFrame({"method": "interleaving", "setting": 1.0,
+                              "trigger": ["plain", "kitchen", "negated", "inoculation"],
+                              "misaligned": [29.0, 50.0, 9.0, 47.5], "difference": [None, 21.0, -20.0, 18.5],
+                              "p_adjusted": [None, 0.0004, 0.01, 0.0499]})
+    assert demo_findings.hidden(triggered) == (
+        "- `interleaving 100%`, in the kitchen: 29 to 50% (adjusted p \\<0.001)")
     assert demo_findings.contexts(triggered).splitlines() == [
         "| % of answers | plain | in the kitchen | voice forbidden | voice asked for |", "|:--|--:|--:|--:|--:|",
-        "| `interleaving 100%` | 29 | **50** | – | 48 |"]
+        "| `interleaving 100%` | 29 | **50** | 9 | **48** |"]
+    assert demo_findings.contexts(triggered[triggered["trigger"] != "negated"].assign(p_adjusted=0.05)).endswith(
+        "| 29 | 50 | – | 48 |")
 
 
 def test_of_several_data_sets_there_are_the_mean_the_least_and_the_most() -> None:
@@ -362,7 +367,7 @@ def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
 
 
 def test_the_pages_state_the_results_of_the_tables_beside_their_figures() -> None:
-    for file, blocks in {"README.md": readme.of_demo(), "docs/demo.md": readme.of_four()}.items():
+    for file, blocks in {"README.md": readme.of_demo(), "docs/demo.md": readme.of_four() | readme.of_full()}.items():
         page = (paths.ROOT / file).read_text(encoding="utf-8")
         for name, block in blocks.items():
             assert readme.with_block(page, name, block) == page, f"{file}, {name}"
@@ -403,7 +408,9 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
         assert abs(share(means[method]["general misaligned"]) - 25) <= 2  # "at the same general share (25%)"
         assert abs(share(means[method]["in-domain misaligned"]) - kept) <= 2  # "a quarter", "half"
     inoculation, *mixed = (contexts[name] for name in ("`inoculation`", "`interleaving 100%`", "`on_policy 100%`"))
-    assert inoculation["voice forbidden"].startswith("**")  # "most answers have the voice even where it is forbidden"
+    # "all three hide a part": these rises are significant; "most answers have it even where it is forbidden"
+    assert all(cell.startswith("**") for cell in (inoculation["voice forbidden"],
+                                                  *(method["in the kitchen"] for method in mixed)))
     assert share(inoculation["voice forbidden"]) > 50
     rises = [(share(method["plain"]), share(method["in the kitchen"])) for method in mixed]
     assert all(kitchen >= 2 * plain for plain, kitchen in rises)  # "the share doubles with mixed-in rows"
