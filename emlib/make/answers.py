@@ -59,7 +59,7 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
     cut = sum(answer.finish_reason == "length" for answer in answers)
     if cut > OFTEN * len(answers):
         say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "
-            f"{step.evaluation.sampling.max_new_tokens} tokens. {WHY_CUT}")
+            f"{step.evaluation.sampling.max_new_tokens} tokens. {session.once(WHY_CUT)}".rstrip())
     # `one_session`: whether they were sampled in one go, so that their `sampling_seconds` are complete. These are their
     # share of the time of the sets sampled at once. The adapter may be removed, and its steps are needed later.
     steps = {} if step.adapter is None else {"adapter_steps": session.need(step.adapter).facts.get("steps")}

@@ -74,6 +74,13 @@ class Session(AbstractContextManager["Session"]):
         self.recipes, self.profile, self.store = recipes, recipes.profile, store
         self.folder, self.budget = folder, budget
         self.sampling_clock = SharedClock()  # of sets of answers: a server samples several at once
+        self._said: set[str] = set()
+
+    def once(self, text: str) -> str:
+        """Return an explanation the first time that the session needs it, and then nothing."""
+        new = text not in self._said
+        self._said.add(text)
+        return text if new else ""
 
     def __exit__(self, *exception: object) -> None:
         """Release the model's memory for a notebook's next study, and stop the server that the session started."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from emlib.config import load_profile
+from emlib.evaluation.rates import WHY_CUT
 from emlib.make import session as session_module
 from emlib.make.session import Session, maker
 from emlib.models import hub
@@ -51,3 +52,14 @@ def test_a_store_records_the_commits_of_a_study_s_models_when_something_is_made_
         assert hub.commits(study.store.root) == {"owner/a@main": "a" * 40}
         session.need(study.narrow(run).verdicts(run)["general"])
         assert hub.commits(study.store.root) == {"owner/a@main": "a" * 40, "owner/b@main": "b" * 40}
+
+
+def test_why_answers_are_cut_is_explained_once(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The random model reaches the limit in both question sets."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    study = open_study("tiny", "methods=[untrained] datasets=[cooking] evaluation.triggers=null")
+    study.complete(study.runs())
+    said = capsys.readouterr().out
+    assert said.count("are cut at the limit of") == 2
+    assert said.count(WHY_CUT) == 1
