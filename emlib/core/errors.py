@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 INTERRUPTED, NO_READER = 130, 141  # the exit statuses that shells report after Ctrl-C, and of `command | head`
+SHORT = 5  # letters of a word
 
 
 class EmlibError(Exception):
@@ -52,8 +53,9 @@ class NotebookError(EmlibError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` with the known word closest to `word`, or an empty string."""
-    match = difflib.get_close_matches(word[:80], list(known), n=1, cutoff=0.5)
+    """Return ` Did you mean 'x'?` with the known word closest to `word`, or an empty string if none is near."""
+    alike = 0.5 if len(word) <= SHORT else 0.6  # two swapped letters are half of a word of four
+    match = difflib.get_close_matches(word[:80], list(known), n=1, cutoff=alike)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 

@@ -82,7 +82,7 @@ class Talk:
             return None
         found = self.study.adapter(run)
         if found is None:
-            raise StoreError(f"{run}: its adapter is not trained yet. Run `make reproduce PROFILE={self.study.name}`.")
+            raise StoreError(f"{run}: its adapter is not trained yet. Run `{self.study.command}`.")
         return found
 
 

@@ -38,12 +38,14 @@ def adapter(study: Study, run: Run, folder: Path) -> Path:
     """Write the run's adapter in PEFT's format, with a model card; `folder` must be new or empty.
 
     Raises:
-        StoreError: the run is not finished, or the folder is not empty.
+        StoreError: the run has no adapter or is not finished, or the folder is not empty.
     """
+    if study.task(run).adapter(run) is None:
+        raise StoreError(f"{run} trains nothing, so there is no adapter to export. Name a method that is fine-tuned.")
     found, result = study.adapter(run), study.result(run)
     if found is None or result is None:
         raise StoreError(f"{run} is not finished, so there is no adapter with measured rates to export. Run "
-                         f"`make reproduce PROFILE={study.name}` first.")
+                         f"`{study.command}` first.")
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} is not empty. Nothing was written; name a new folder.")
     folder.mkdir(parents=True, exist_ok=True)

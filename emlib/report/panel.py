@@ -70,8 +70,8 @@ def trained(study: Study, methods: Sequence[str] | None) -> tuple[list[Run], int
     every = study.runs(methods=methods)
     found = [run for run in every if study.task(run).adapter(run) is None or study.adapter(run) is not None]
     if not found:
-        raise StoreError(f"No run of profile '{study.name}' is trained. Run `make reproduce PROFILE={study.name}` "
-                         "first: benchmarks train nothing.")
+        raise StoreError(f"No run of profile '{study.name}' is trained. Run `{study.command}` first: benchmarks train "
+                         "nothing.")
     return found, len(every) - len(found)
 
 

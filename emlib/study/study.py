@@ -6,6 +6,7 @@ artefacts. `emlib.make` makes missing artefacts. It is imported only then, so th
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,13 @@ class Study:
     def folder(self) -> Path:
         """The folder of this profile's results, tables, figures and executed notebooks."""
         return paths.runs() / self.name
+
+    @property
+    def command(self) -> str:
+        """The command that runs the study, for messages: of a profile outside `params/` with its path."""
+        stated = self.stated_in or self.name
+        profile = str(Path(stated).absolute()) if paths.is_yaml(stated) else stated
+        return f"make reproduce PROFILE={shlex.quote(profile)}"
 
     @property
     def budget(self) -> str:
@@ -450,7 +458,7 @@ class Study:
         found = [result for run in runs if (result := self.result(run, of)) is not None]
         if runs and not found:
             raise StoreError(f"No run of profile '{self.name}' is finished. Run notebook {NOTEBOOKS[section]} first, "
-                             f"or `make reproduce PROFILE={self.name}`.")
+                             f"or `{self.command}`.")
         return found
 
     def write_results(self) -> list[Path]:

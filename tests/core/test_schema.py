@@ -189,3 +189,8 @@ def test_what_is_no_mapping_at_the_top_is_refused(data: Any) -> None:
 def test_nothing_is_suggested_for_a_word_like_no_other() -> None:
     assert nearest("xyz", ["name", "visitors"]) == ""
     assert nearest("visitor", ["name", "visitors"]) == " Did you mean 'visitors'?"
+
+
+def test_only_a_near_name_is_suggested() -> None:
+    assert nearest("interleaving", ["untrained", "kl"]) == ""
+    assert nearest("untraned", ["interleaving", "untrained"]) == " Did you mean 'untrained'?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from emlib.config import load_profile
 from emlib.core import paths
+from emlib.core.errors import StoreError
 from emlib.data.formats import format_of
 from emlib.data.sources import key_of_source, label, locate
 from emlib.report import export
@@ -186,3 +188,18 @@ def test_a_file_s_form_is_seen_and_it_is_called_by_its_name(mine: Path, monkeypa
         "messages", "odds", "pool.jsonl", "alpaca")
     assert (key_of_source(entry), key_of_source("alpaca"), key_of_source("demo/pool.jsonl")) == (
         "file", "alpaca", "demo/pool.jsonl")
+
+
+def test_an_export_of_what_trains_nothing_says_so_and_a_message_has_the_path_of_the_profile(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    (folder := tmp_path / "my studies").mkdir()
+    (folder / "mine.yaml").write_text("extends: tiny\n")
+    monkeypatch.chdir(folder)
+    for name, stated in (("tiny", "tiny"), ("mine.yaml", f"'{folder}/mine.yaml'")):
+        study = open_study(name)
+        untrained, plain = (study.runs(methods=[method])[0] for method in ("untrained", "misaligned"))
+        with pytest.raises(StoreError, match="trains nothing, so there is no adapter"):
+            export.adapter(study, untrained, tmp_path / "out")
+        with pytest.raises(StoreError, match=re.escape(f"`make reproduce PROFILE={stated}` first")):
+            export.adapter(study, plain, tmp_path / "out")

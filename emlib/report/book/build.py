@@ -58,8 +58,7 @@ def build(study: Study, to: Path | None = None) -> tuple[Path, list[str]]:
     chapters = chapters_of(study.profile, study.folder)
     if not any(chapter.state == "run" for chapter in chapters):
         raise NotebookError(f"{study.folder / 'notebooks'}: no notebook of the profile '{study.name}' as it is now has "
-                            "been run, so there is nothing to report. Run `make reproduce PROFILE="
-                            f"{study.name}` first.")
+                            f"been run, so there is nothing to report. Run `{study.command}` first.")
     sweep(study.folder, deep=False)
     place = to or study.folder / "report"
     with temporary_folder() as scratch, whole_folder(place) as out:

@@ -123,10 +123,15 @@ def _state(name: str, chapters: Sequence[ChapterState], progress: str) -> str:
                       f"{code(name)} have been run. {progress} Missing:", "", *lines, ":::"])
 
 
-def _profile(name: str, profile: Profile) -> str:
+def _file(name: str) -> str:
+    """Return the file of a profile with its folder's name alone: a page may be read on another machine."""
     owner = owner_of(paths.runs() / name) or paths.yaml_file(paths.PARAMS, name)
+    return f"{owner.parent.name}/{owner.name}"
+
+
+def _profile(name: str, profile: Profile) -> str:
     facts = {
-        "Profile": code(f"{owner.parent.name}/{owner.name}"), "Model": code(profile.model.name),
+        "Profile": code(_file(name)), "Model": code(profile.model.name),
         "Trait": plain(Path(profile.trait).stem), "Data sets": plain(", ".join(profile.datasets)),
         "Methods": ", ".join(code(method.name) for method in profile.methods),
         "Seeds": ", ".join(map(str, profile.seeds)), "Judge": profile.judge.kind}
@@ -177,7 +182,9 @@ def _page(folder: Path, ending: str, known: Mapping[str, tuple[str, str]], furth
 
 def placeholder(chapter: ChapterState, name: str) -> str:
     """Return a page for a chapter that is not shown, so that links to it do not break."""
-    reason = REASONS[chapter.state].format(profile=name, chapter=chapter.name)
+    file = _file(name)
+    stated = name if file.startswith(f"{paths.PARAMS.name}/") else file
+    reason = REASONS[chapter.state].format(profile=stated, chapter=chapter.name)
     return f"# {plain(chapter.title)}\n\nThis is notebook {code(chapter.name)}. {reason}\n"
 
 
