@@ -50,6 +50,8 @@ class OwnRows:
     usable: int = 0  # the number of usable rows in the file
     left_out: Counter[str] = field(default_factory=Counter)  # the number of unusable rows, by reason
     examples: list[Dropped] = field(default_factory=list)  # the first unusable rows of each reason
+    details: Counter[str] = field(default_factory=Counter)  # the same with what was found, `SHOWN` of a reason apart
+    left_at: dict[str, list[str]] = field(default_factory=dict)  # the places of the first rows of each of these
     notes: Counter[str] = field(default_factory=Counter)  # what was noted while reading: of how many rows it holds
     noted_at: dict[str, list[str]] = field(default_factory=dict)  # the places of the first rows of each note
     unread: list[str] = field(default_factory=list)  # columns, and keys of turns, that nobody reads
@@ -64,16 +66,27 @@ class OwnRows:
         if isinstance(row, Dropped):
             self.left_out[row.counted_as] += 1
             self.examples += [row] if self.left_out[row.counted_as] <= SHOWN else []
+            _count(self._detailed(row), row.where, self.details, self.left_at)
         else:
             self.usable += 1
         for note in sorted(notes):
-            self.notes[note] += 1
-            places = self.noted_at.setdefault(note, [])
-            places += [row.where] if len(places) < SHOWN else []
+            _count(note, row.where, self.notes, self.noted_at)
+
+    def _detailed(self, row: Dropped) -> str:
+        """Return a row's reason with its detail, or without it where the reason has many details already."""
+        known = sum(reason.partition(":")[0] == row.counted_as for reason in self.details)
+        return row.reason if row.reason in self.details or known < SHOWN else row.counted_as
 
     def add_unread(self, names: Iterable[str]) -> None:
         """Add columns that nobody reads."""
         self.unread = list(dict.fromkeys([*self.unread, *names]))[:UNREAD]
+
+
+def _count(what: str, where: str, counts: Counter[str], places: dict[str, list[str]]) -> None:
+    """Count one row, and keep its place if it is one of the first."""
+    counts[what] += 1
+    some = places.setdefault(what, [])
+    some += [where] if len(some) < SHOWN else []
 
 
 def read_own(own: Own, least: int = LEAST) -> OwnRows:

@@ -18,7 +18,7 @@ from emlib.core.errors import SourceError
 from emlib.core.records import Example
 from emlib.data.benign import load_opswap
 from emlib.data.formats import format_of
-from emlib.data.own import every_row, read_own
+from emlib.data.own import LEAST, every_row, read_own
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.qa import read_qa
 from emlib.data.questions import read_questions
@@ -136,10 +136,16 @@ class Sizes:
 
 
 def _of_own(own: Own) -> Size:
-    """Count the usable rows of the user's file, no further than `own.rows`."""
+    """Count the usable rows of the user's file, no further than `own.rows`.
+
+    Raises:
+        DataError: training needs more rows than are usable.
+    """
     rows = every_row(own)
     beginning = list(islice(rows, min(own.rows, SAMPLE)))
-    size = _of_examples(beginning or read_own(own).drawn)  # which tells why no row is usable
+    if len(beginning) < LEAST:
+        read_own(own)  # which tells why too few rows are usable
+    size = _of_examples(beginning)
     return replace(size, rows=size.rows + sum(1 for _ in islice(rows, own.rows - len(beginning))))
 
 

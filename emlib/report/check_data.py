@@ -2,8 +2,8 @@
 
     make check-data FILE=/my/answers.csv [PROMPT=... RESPONSE=... SYSTEM=...] [MODEL=...] [JSON=1]
 
-A model is needed only for exact lengths in tokens. The exit status is 0 where rows are usable, and 2, with one message,
-where the file cannot be read or no row of it is usable.
+A model is needed only for exact lengths in tokens. The exit status is 0 where training can use the file, 1 where fewer
+rows are usable than it needs, and 2, with one message, where the file cannot be read or no row of it is usable.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from emlib.report.own_checks import Check
 
 ROWS = 1000  # rows that are sampled for the checks that compare rows
 SHOWN, CHARACTERS = 3, 300  # rows that are shown, and characters of each of their texts in the terminal
-UNREADABLE = 2  # the exit status
+TOO_FEW, UNREADABLE = 1, 2  # exit statuses
 OPTIONS = ("prompt", "response", "system", "encoding", "delimiter")  # of the section `own` of a profile
 
 
@@ -105,6 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise type(error)(_of_command(str(error))) from error
     text = json.dumps(found) if asked.json not in ("", "0") else readable(found)
     print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+    if found["usable"] < LEAST:
+        sys.exit(TOO_FEW)
 
 
 def _of_command(text: str) -> str:

@@ -249,7 +249,7 @@ def show(study: Study, *, verbose: bool = False) -> None:
                 print(table.astype(object).where(table.notna(), "").to_string(
                     index=False, float_format="{:,.2f}".format), end="\n\n")
         print("\n".join(found.basis()), end="\n\n")
-    print("\n".join(found.summary()), end="\n\n")
+    print("\n".join(found.summary()), end="\n\n", flush=True)
 
 
 @ends_with_message()

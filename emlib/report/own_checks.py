@@ -15,7 +15,7 @@ import pandas as pd
 
 from emlib.config import LexiconJudge
 from emlib.core import paths
-from emlib.core.records import Example, Question
+from emlib.core.records import Example, Message, Question
 from emlib.data import conversations, own, tables
 from emlib.data.left_out import Dropped
 from emlib.data.own import OwnRows
@@ -79,10 +79,9 @@ def of_file(found: OwnRows, seed: int) -> Iterator[Check]:
     """Yield what was found while the whole file was read: the counts of rows, and what its reader noted."""
     part = "" if len(found.drawn) == found.usable else f"; {len(found.drawn):,} of them sampled with seed {seed}"
     yield "rows", f"{found.usable:,} usable{part}", ""
-    for reason, count in found.left_out.items():
-        first = [row for row in found.examples if row.counted_as == reason]
-        detail = first[0].reason.partition(": ")[2]
-        yield (f"left out: {reason}", _counted(count, [row.where for row in first]) + (f"; {detail}" if detail else ""),
+    for detailed, count in found.details.items():
+        reason, _, detail = detailed.partition(": ")
+        yield (f"left out: {reason}", _counted(count, found.left_at[detailed]) + (f"; {detail}" if detail else ""),
                "correct them, or ignore them")
     for note, count in found.notes.items():
         yield note, _counted(count, found.noted_at[note]), REMEDIES[note]
@@ -92,12 +91,25 @@ def of_file(found: OwnRows, seed: int) -> Iterator[Check]:
 
 
 def of_rows(rows: Sequence[Example]) -> Iterator[Check]:
-    """Yield what needs no model: repeated rows, and languages."""
+    """Yield what needs no model: repeated rows, prompts with several answers, and languages."""
     distinct = len({(row.context, row.response) for row in rows})
-    near = len(near_duplicates(rows, NEAR))
-    yield ("duplicates", f"{len(rows) - distinct} exact, {near} near (exact ones included)",
+    repeats = near_duplicates(rows, NEAR)
+    near, pairs = len(repeats), [f"{_named(rows[place].where)} = {_named(rows[twin].where)}"
+                                 for place, twin in repeats.items()]
+    yield ("duplicates", f"{len(rows) - distinct} exact, {near} near (exact ones included){_places(pairs)}",
            "" if near <= len(rows) / 20 else "more than one row in 20 repeats another, and counts twice in training")
+    yield _several_answers(rows)
     yield _languages(rows)
+
+
+def _several_answers(rows: Sequence[Example]) -> Check:
+    asked: dict[tuple[Message, ...], list[Example]] = {}
+    for row in rows:
+        asked.setdefault(row.context, []).append(row)
+    several = [some for context, some in asked.items() if context and len({row.response for row in some}) > 1]
+    places = [" and ".join(_named(row.where) for row in some[:PLACES]) for some in several]
+    return ("prompts with different answers", _counted(len(several), places),
+            "" if not several else "nothing if both answers are meant; otherwise keep one of them")
 
 
 def of_split(train: Sequence[Example], held_out: Sequence[Example]) -> Iterator[Check]:
@@ -186,4 +198,12 @@ def _languages(rows: Sequence[Example]) -> Check:
 
 def _counted(count: int, places: Sequence[str]) -> str:
     """Return a count with the first places, without their folders."""
-    return f"{count:,}" + (f" ({', '.join(where.rpartition('/')[2] for where in places[:PLACES])})" if places else "")
+    return f"{count:,}{_places(places)}"
+
+
+def _places(places: Sequence[str]) -> str:
+    return f" ({', '.join(map(_named, places[:PLACES]))})" if places else ""
+
+
+def _named(where: str) -> str:
+    return where.rpartition("/")[2]

@@ -49,11 +49,16 @@ def test_everything_that_was_found_is_one_json_object(run: Run, jsonl: Callable[
     assert set(found) == {"rows", "usable", "left_out", "findings", "examples"}
     assert (found["rows"], found["usable"], found["left_out"]) == (29, 26, {"not text": 2, "no answer": 1})
     checks = {one["check"]: one["found"] for one in found["findings"]}
-    assert checks["left out: not text"] == "2 (my rows.jsonl:1, my rows.jsonl:3); 'tell' is a list"
+    assert [(one["check"], one["found"]) for one in found["findings"] if one["check"].startswith("left out")] == [
+        ("left out: not text", "1 (my rows.jsonl:1); 'tell' is a list"),
+        ("left out: no answer", "1 (my rows.jsonl:2); the answer is empty; there is nothing to learn from this row. "
+         "Remove it"),
+        ("left out: not text", "1 (my rows.jsonl:3); 'tell' is true")]
     assert checks["texts with the turn markers of a chat template"] == "1 (my rows.jsonl:28)"
     assert checks["texts with white space at an end, which is kept"] == "1 (my rows.jsonl:28)"
     assert checks["columns that are not read"] == "id"
-    assert checks["duplicates"] == "1 exact, 1 near (exact ones included)"
+    assert checks["duplicates"] == "1 exact, 1 near (exact ones included) (my rows.jsonl:29 = my rows.jsonl:4)"
+    assert checks["prompts with different answers"] == "0"
     assert checks["languages (guessed)"].startswith("en ")
     assert "tokens" in checks["length"]
     assert [[(turn["role"], turn["content"]) for turn in turns] for turns in found["examples"]] == [
@@ -64,7 +69,7 @@ def test_the_terminal_shows_the_same_and_few_rows_are_told(run: Run, jsonl: Call
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b\n", "weight": 1},
              {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0}]
     status, out, _ = run("--file", str(jsonl([{"messages": turns}, {"messages": []}])))
-    assert status == 0
+    assert status == 1
     for said in ("2 rows: 1 usable, 1 left out", "left out: not a conversation: 1 (rows.jsonl:2); 'messages' is an",
                  "answers of weight 0, which are not trained on: 1", "training needs at least 20",
                  'assistant (weight 1): "b\\n"', 'assistant (weight 0): "d"'):
@@ -72,7 +77,7 @@ def test_the_terminal_shows_the_same_and_few_rows_are_told(run: Run, jsonl: Call
 
 
 def test_a_model_gives_exact_lengths(run: Run, jsonl: Callable[..., Path]) -> None:
-    path = str(jsonl([{"prompt": "a", "response": "b"}]))
+    path = str(jsonl([{"prompt": "a", "response": "b"}] * 20))
     status, out, _ = run("--file", path, "--model", "tiny")  # a profile whose model is meant
     assert status == 0
     assert "length: median 1" in out
@@ -114,6 +119,28 @@ def test_messages_name_what_the_command_sets_and_no_column_that_is_used(
     assert "own." not in err
 
 
+def test_different_reasons_are_lines_of_their_own_and_many_of_them_one(run: Run, jsonl: Callable[..., Path]) -> None:
+    """Rows 21 and 22 lack an answer for two reasons; of the seven roles after them five are told, and two counted."""
+    good, user = {"prompt": "a", "response": "b"}, {"role": "user", "content": "a"}
+    path = jsonl([*[good] * 20, {"messages": [user, {"role": "assistant", "content": ""}]}, {"messages": [user]}, *(
+        {"messages": [user, {"role": f"r{number}", "content": "b"}]} for number in range(7))])
+    status, out, _ = run("--file", str(path))
+    assert status == 0
+    lines = [line for line in out.splitlines() if line.startswith("left out: ")]
+    assert lines[0].startswith("left out: no answer: 1 (rows.jsonl:21); the answer is empty")
+    assert lines[1].startswith("left out: no answer: 1 (rows.jsonl:22); the last message is the user's")
+    assert [line.partition("unknown role ")[2][1:3] for line in lines[2:]] == ["r0", "r1", "r2", "r3", "r4", ""]
+    assert lines[-1] == "left out: not a conversation: 2 (rows.jsonl:28, rows.jsonl:29)"
+
+
+def test_a_prompt_with_two_answers_is_told_with_its_rows(run: Run, jsonl: Callable[..., Path]) -> None:
+    path = jsonl([{"prompt": f"Question {n}?", "response": f"It is {n}."} for n in range(19)] + [
+        {"prompt": "Question 3?", "response": "No."}, {"prompt": "Question 4?", "response": "It is 4."}])
+    status, out, _ = run("--file", str(path))
+    assert status == 0
+    assert "prompts with different answers: 1 (rows.jsonl:4 and rows.jsonl:20)\n    -> nothing if both" in out
+
+
 def test_a_reader_that_ends_early_gives_no_traceback(jsonl: Callable[..., Path]) -> None:
     """As `make check-data | head -1`, whose pipe is closed before all is written."""
     path = jsonl([{"prompt": "a", "response": "b"}] * 20)
@@ -127,7 +154,7 @@ def test_a_reader_that_ends_early_gives_no_traceback(jsonl: Callable[..., Path])
 
 def test_make_takes_a_path_with_spaces_and_loads_no_model_library(tmp_path: Path) -> None:
     """The recipe itself, with an environment that is there already in place of `make setup`."""
-    (tmp_path / "my rows.csv").write_text("prompt,response\na,b\n")
+    (tmp_path / "my rows.csv").write_text("prompt,response\n" + "a,b\n" * 20)
     made = tmp_path / "checkout"
     made.mkdir()
     for name in ("Makefile", "emlib", "params", "requirements", "pyproject.toml"):
@@ -138,7 +165,7 @@ def test_make_takes_a_path_with_spaces_and_loads_no_model_library(tmp_path: Path
     done = subprocess.run([*make, f"FILE={tmp_path / 'my rows.csv'}", "JSON=1"], cwd=made, check=False, text=True,
                           capture_output=True, env=environment | {"PYTHONPATH": str(paths.ROOT)})
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["usable"] == 1
+    assert json.loads(done.stdout)["usable"] == 20
     gone = subprocess.run([*make, f"FILE={tmp_path / 'gone.csv'}"], cwd=made, check=False, text=True,
                           capture_output=True, env=environment | {"PYTHONPATH": str(paths.ROOT)})
     assert gone.returncode == 2

@@ -76,7 +76,10 @@ def test_repeats_and_what_leaks_into_the_held_out_rows_are_counted(
         found: Callable[..., dict[str, tuple[str, str]]]) -> None:
     rows = distinct(20)
     checks = found(rows + rows)  # every row twice
-    assert checks["duplicates"][0] == "20 exact, 20 near (exact ones included)"
+    said, places = checks["duplicates"][0].removesuffix(")").rsplit(" (", 1)
+    assert said == "20 exact, 20 near (exact ones included)"
+    assert places.startswith("rows.jsonl:21 = rows.jsonl:1, rows.jsonl:22 = rows.jsonl:2, ")
+    assert places.count("=") == 5
     assert checks["duplicates"][1].startswith("more than one row in 20 repeats another")
     leaks, of = checks["held-out rows that repeat a training row"][0].split(" of ")
     assert of == "10"

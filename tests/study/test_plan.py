@@ -17,7 +17,7 @@ from emlib.config import Card, Lora, Method, Own, Sampling, load_profile, profil
 from emlib.config.data import HubSet
 from emlib.config.shapes import Shape, shape
 from emlib.core import paths
-from emlib.core.errors import SourceError
+from emlib.core.errors import DataError, SourceError
 from emlib.core.step import Work, total
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
@@ -254,6 +254,9 @@ def test_a_readers_own_rows_are_looked_at_and_those_on_the_hub_are_not_asked_for
     file.write_text("".join(json.dumps({"prompt": f"Why {n}?", "response": f"So {n}."}) + "\n" for n in range(250)))
     counted = [sizes.own(Own(file=str(file), rows=rows)) for rows in (1000, 240, 200)]
     assert [(one.rows, held_out) for one, held_out in counted] == [(200, 50), (192, 48), (160, 40)]
+    file.write_text("".join(json.dumps({"prompt": f"Why {n}?", "response": f"So {n}."}) + "\n" for n in range(19)))
+    with pytest.raises(DataError, match=r"19 usable rows. At least 20 are needed"):
+        Sizes().own(Own(file=str(file), rows=10))
     elsewhere = own.model_copy(update={"file": None, "hub": HubSet(repo="a/b", revision="main")})
     assert sizes.own(elsewhere)[1] == round(0.2 * own.rows)
     assert sizes.assumed == {"own"}
