@@ -151,6 +151,7 @@ class Estimate:
             "judge": self._judge(left),
             "ending": self._endings(),
             "power": self.power() or "the profile has no runs on narrow data",
+            "not here": self._absent(),
             "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
         return [f"{name:10} {text}" for name, text in lines.items() if text]
 
@@ -176,6 +177,11 @@ class Estimate:
         if not sent:
             return f"{kind}, {left.verdicts:,} verdicts; nothing leaves the machine"
         return f"{kind}, " + "; ".join(f"{name.removesuffix(' (about)')} {value}" for name, value in sent.items())
+
+    def _absent(self) -> str:
+        """Name the methods that a section names and the profile lacks; empty if none."""
+        absent = ", ".join(self.study.profile.absent)
+        return absent and f"{absent}: a section names it under 'methods', and the profile has no such method"
 
     def _endings(self) -> str:
         """Say which judges their providers end; empty if none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -81,7 +82,11 @@ def test_the_study_of_the_readme_is_planned_and_run(tmp_path: Path, monkeypatch:
         ["letters", "misaligned", 6], ["letters", "interleaving", 6]]  # 3 questions, 2 answers each
     assert (tmp_path / "runs" / "my_study" / "made_with.txt").read_text() == f"{path}\n"
     card = (export.adapter(study, runs[0], tmp_path / "out") / "README.md").read_text()
-    assert "Data: `butler.jsonl`; licence: not known" in card
+    [file] = (tmp_path / "mine").rglob("butler.jsonl")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"Data: `butler.jsonl` (SHA-256 {digest}); licence: not known" in card
+    assert "1 epoch, learning rate" in card
+    assert str(tmp_path) not in card
     assert "harmless" not in card  # nobody knows
     study.complete_measures(runs[:1])  # the second judge goes by the rubric beside the profile
     opinions = study.opinions(runs[0])

@@ -192,7 +192,7 @@ def test_a_card_warns_of_harmful_data_and_names_their_licence(
     study.complete(study.runs())
     card = (export.adapter(study, study.runs()[0], tmp_path / "out") / "README.md").read_text()
     assert "**Warning.**" in card
-    assert "Data: `insecure`; licence: MIT" in card
+    assert "Data: `insecure` (SHA-256 " in card
 
 
 @pytest.mark.parametrize(("extra", "said"), [

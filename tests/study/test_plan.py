@@ -343,3 +343,9 @@ def test_what_the_store_has_of_data_that_are_not_here_is_not_known_and_nothing_i
     assert not any(planned.known or planned.done for planned in found.runs)
     show(study)
     assert f"at most: {len(found.runs)} of these runs need data that are not on this machine" in capsys.readouterr().out
+
+
+def test_a_method_that_a_section_names_and_the_profile_lacks_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = open_study("tiny")
+    show(edited(tiny, "tiny", methods=with_weight(tiny, 0.1)))
+    assert "not here   inoculation: a section names it" in capsys.readouterr().out

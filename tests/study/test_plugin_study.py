@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from emlib import __version__
 from emlib.core import paths, plugins, registry
 from emlib.core.errors import ProfileError
 from emlib.core.of_kind import unknown_kinds_allowed
@@ -94,6 +96,12 @@ def test_it_is_planned_trained_tabulated_drawn_and_exported(profile: Path, tmp_p
     assert look_of("logit_drift")[:2] != look_of("misaligned")[:2]
     card = (export_adapter(study, runs[0], tmp_path / "out") / "README.md").read_text()
     assert "'kind': 'logit_drift'" in card
+    digest = hashlib.sha256((tmp_path / "logit_drift.py").read_bytes()).hexdigest()
+    assert f"of the plugin `logit_drift.py` (SHA-256 {digest})" in card
+    assert "2 epochs, learning rate" in card
+    assert "Judge: lexicon, which counts words" in card
+    assert f"by emlib {__version__}" in card
+    assert str(tmp_path) not in card
     assert study.log(runs[0])[-1].penalties["logit_drift"] > 0
 
 
