@@ -82,6 +82,12 @@ def label_of_kind(kind: str) -> str:
     return "" if cls is None else cls.label
 
 
+def swept_by_kind(kind: str) -> str:
+    """Return the option of a kind that a sweep varies; empty for an unknown kind or one without such an option."""
+    cls = kinds().get(kind)
+    return "" if cls is None else cls.swept or ""
+
+
 @cache
 def _load() -> None:
     importlib.import_module(HOME)

@@ -91,6 +91,7 @@ def test_tables_are_named_as_the_paper_names_them() -> None:
     assert [paper_tables.label("interleaving", share) for share in (0.001, 0.02, 0.025, 0.29, 1.0)] == [
         f"Interleaving, {percent}%" for percent in ("0.1", "2", "2.5", "29", "100")]
     assert paper_tables.label("untrained") == "Untrained"
+    assert paper_tables.label("filtering", 0.2).endswith(", share=0.2")  # of a kind without a symbol
     assert paper_tables.label("kl_inoculated", 2.0) == "kl_inoculated, setting=2"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.config import BASELINES
-from emlib.core.registry import label_of_kind
+from emlib.core.registry import label_of_kind, swept_by_kind
 from emlib.report.markdown import escaped_cell
 from emlib.report.paper.published import LABELS
 from emlib.report.tables.averages import mean_of_all
@@ -60,7 +60,7 @@ def label(method: str, setting: float | None = None, symbols: Mapping[str, str] 
         return name
     if method in FRACTIONS:
         return f"{name}, {100 * setting:g}%"
-    return f"{name}, {symbols.get(method, 'setting')}={setting:g}"
+    return f"{name}, {symbols.get(method) or swept_by_kind(method) or 'setting'}={setting:g}"
 
 
 def misalignment(frame: pd.DataFrame, misaligned: pd.DataFrame | None = None, *, settings: bool = True) -> pd.DataFrame:
