@@ -27,6 +27,7 @@ from emlib.report.figures import looks, plots
 from emlib.report.paper.paper_tables import Cell
 from emlib.report.tables import newer, result_tables, row_lengths, show
 from emlib.report.tables.averages import over_datasets
+from emlib.report.tables.rows import whole
 from emlib.study.runs import Run, RunResult, first, like_first
 from emlib.study.study import open_study
 from emlib.training.records import StepRecord
@@ -429,22 +430,27 @@ def test_what_nine_further_steps_undo_is_what_readme_says() -> None:
     undone = along[along["general_misaligned"] >= along["plain"] - 10]
     assert list(undone["method"]) == ["untrained", "kl", "inoculation"]
     assert set(along["method"]) - set(undone["method"]) == {"on_policy"}
-    assert "Nine further steps at the full, constant rate undo `kl` and `inoculation`, not `on_policy`" in flat(
+    every = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv").query("method == 'on_policy'")
+    before, on_the_way, after = (whole(share) for share in every["general_misaligned"])
+    assert ("Nine further steps on the same rows at the peak learning rate, without the defense, undo `kl` and "
+            f"`inoculation`, not `on_policy` ({before}%, {on_the_way}% on the way, {after}% at the end") in flat(
         "README.md")
 
 
 def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
-    """One is ahead with general intervals apart, and a repeat in float32 disagrees. The legend has each grade."""
+    """None is ahead with general intervals apart, two perhaps, and the legend has each grade."""
     page = (paths.ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
     rows = cells_of("docs/demo.md", "demo-newer newer")
-    assert [name for name, row in rows.items() if row["Better"] == newer.YES] == ["interleaving_virtuous 50%"]
-    ahead = rows["interleaving_virtuous 50%"]
-    assert ahead["General misaligned %"].startswith("4.2 ")  # README.md: 4%
-    assert ahead["Best of the paper that may keep as much"] == "on_policy 100%"
-    kept = [float(ahead[f"{whose} misaligned %"].split()[0]) for whose in ("In-domain", "Its in-domain")]
-    assert abs(kept[0] - kept[1]) < 5  # "which keeps about as much"
-    assert "in float32, it had 18.8%" in page  # README.md: 19%
-    assert "led in one run (4% general misaligned), and not in a repeat in float32 (19%)" in flat("README.md")
+    grades = {name: row["Better"] for name, row in rows.items()}
+    assert newer.YES not in grades.values()  # README.md: none is clearly ahead
+    assert {name for name, grade in grades.items() if grade == newer.PERHAPS} == {
+        "kl_pool 1", "interleaving_online 100%"}
+    assert {row["Best of the paper that may keep as much"] for row in rows.values()} == {"on_policy 100%"}
+    assert rows["interleaving_virtuous 50%"]["General misaligned %"].startswith("8.3 ")
+    assert rows["kl_pool 1"]["Its general misaligned %"].startswith("16.7 ")
+    assert "has 8.3% here, and had 18.8% when we ran the same profile in float32" in flat("docs/demo.md")
+    assert ("none is clearly ahead of the paper's. `kl_pool 1` (KL on the pool's rows) and `interleaving_online` may "
+            "be") in flat("README.md")
     legend = {line.split("|")[1].strip() for line in 
               page.split("| *Better* |")[1].partition("\n\n")[0].splitlines()[2:]}
     assert {row["Better"].removesuffix(": intervals overlap") for row in rows.values()} <= legend
@@ -454,7 +460,7 @@ def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
 
 def test_readme_states_the_hours_of_the_example_on_ones_own_rows() -> None:
     [(a100, card)] = re.findall(r"\| all 6 runs \| (\d+) \| (\d+) \|", flat("docs/costs.md"))
-    assert f"it takes {a100} hours of an A100, or by guess {card} of an RTX 4090" in flat("README.md")
+    assert f") {a100} hours of an A100, or by guess {card} of an RTX 4090" in flat("README.md")
 
 
 def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells() -> None:
