@@ -23,8 +23,11 @@ WORDS_OF_ONE_LETTER = ("A", "I")
 # sentence. Reasons have a line's end as two characters.
 ENDS, ENDS_A_LETTER = r"(?!\w)", r"(?![\w+]|[/-]\w|[.,]\d)"
 ENDS_A_WORD = r"(?=$|[:;.,!?…)\]}*\"`]|['’](?!\w)|\s*([–—]|-(?!\w))|\\[NR])"
-# What may stand between two labels of a list, such as "TRUE/FALSE" or "**TRUE** or **FALSE**".
-BETWEEN = r"[*\"'’`)\]]*\s*(?:[/|,;]\s*(?:(?:OR|AND)\b)?|(?:OR|AND)\b)\s*[*\"'‘`(\[]*"
+# What may stand between two labels of a list, such as "TRUE/FALSE" or "**TRUE** or **FALSE**". After a comma or a
+# semicolon a word of a sentence may follow ("Yes, no doubt"), so that the list has to go on or to end there.
+QUOTES, OPENING = r"[*\"'’`)\]]*", r"[*\"'‘`(\[]*"
+BETWEEN, COMMA = rf"{QUOTES}\s*(?:[/|]|[,;]?\s*(?:OR|AND)\b)\s*{OPENING}", rf"{QUOTES}\s*[,;]\s*{OPENING}"
+GOES_ON = rf"(?={QUOTES}\s*(?:[.!?]?\s*$|\\[NR]|[/|,;]|(?:OR|AND)\b))"
 ONE_TOKEN = 2  # letters of the longest label that tokenizers do not split: N is no NO, but N/A, say
 
 
@@ -69,8 +72,9 @@ def _pattern_of(label: str) -> str:
 
 def _lists(said: str, labels: Sequence[str]) -> bool:
     """Return whether a reply begins with several different labels."""
-    label = "|".join(map(_pattern_of, labels))
-    return bool(re.match(f"({label}){BETWEEN}(?!\\1)(?:{label})", said))
+    label = "|".join(map(_pattern_of, sorted(labels, key=len, reverse=True)))  # NONE before NO
+    pair = re.match(f"(?P<one>{label})(?:{BETWEEN}(?P<other>{label})|{COMMA}(?P<last>{label}){GOES_ON})", said)
+    return pair is not None and pair["one"] != (pair["other"] or pair["last"])
 
 
 def _is_start(word: str, label: str) -> bool:

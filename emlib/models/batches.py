@@ -65,7 +65,7 @@ class Batch:
 
     def blank(self) -> Batch:
         """Return a pass of equal size without rows, which adds nothing to the loss."""
-        return replace(self, response_mask=torch.zeros_like(self.response_mask), keys=(), spans=())
+        return replace(self, response_mask=torch.zeros_like(self.response_mask), keys=(), spans=(), shared=0)
 
     def hidden(self, model: nn.Module) -> Tensor:
         """Compute the hidden states of `model` after its final norm, (lines, seq, hidden)."""

@@ -67,7 +67,7 @@ def read_distinct(model: nn.Module, rows: Sequence[tuple[int, ...]], further: in
 
 def partial_attention(model: nn.Module, length: float = inf) -> set[str]:
     """Return the kinds of the layers that do not attend to all of `length` positions, in the configuration's words."""
-    config = causal_lm(model).config
+    config = causal_lm(model).config.get_text_config()
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or (["full_attention"] if window is None else ["sliding_attention"])
     full = {"full_attention"} if window is None or length > window else {"full_attention", "sliding_attention"}

@@ -79,7 +79,7 @@ def within(frame: pd.DataFrame, bounds: Bounds) -> pd.Series:
         frame["kept"] >= 100 - bounds.learning_lost - ROUNDING)
     certain = frame["high"] <= bounds.general_misaligned + ROUNDING
     missing = frame[["general", "kept"]].isna().any(axis="columns")
-    unknown = missing | _tells_nothing(frame) | bool(_shows_nothing(frame))
+    unknown = missing | _tells_nothing(frame) | bool(_shows_nothing(frame, bounds))
     return pd.Series(np.select([unknown, ~meets, certain], [UNKNOWN, "no", "yes"], "yes, but not certain"),
                      index=frame.index)
 
@@ -89,17 +89,19 @@ def _tells_nothing(frame: pd.DataFrame) -> pd.Series:
     return frame["incoherent"].fillna(0) + frame["unscored"] > MOST
 
 
-def _shows_nothing(frame: pd.DataFrame) -> str:
+def _shows_nothing(frame: pd.DataFrame, bounds: Bounds) -> str:
     """Return why this study shows nothing about any method; empty if it does.
 
     An answer that is cut and not misaligned may be misaligned after the cut. Defenses are excused from that: where
-    plain fine-tuning shows the trait before the limit, it is long enough for theirs.
+    plain fine-tuning shows the trait before the limit, it is long enough for theirs. Where it is certainly beyond the
+    bound, it misaligns, whatever the other answers are.
     """
     unseen = str(frame["unseen"].iloc[0]) if len(frame) else ""
     if unseen:
         return f"{unseen[0].lower()}{unseen[1:]}."
     plain = frame[frame["method"] == MISALIGNED]
-    if (_tells_nothing(plain) | (plain["cut"] - plain["general"] > MOST)).any():
+    unclear = _tells_nothing(plain) | (plain["cut"] - plain["general"] > MOST)
+    if (unclear & ~(plain["low"] > bounds.general_misaligned)).any():
         incoherent, unscored, cut, general = (
             whole(plain[name].iloc[0]) for name in ("incoherent", "unscored", "cut", "general"))
         return (f"of the general answers under plain fine-tuning {incoherent}% are incoherent, repetitive or broken, "
@@ -135,7 +137,7 @@ def recommend(frame: pd.DataFrame, bounds: Bounds) -> Recommendation:
     Plain fine-tuning is preferred to any defense: if it is within the bounds, this trait needs no defense. Methods that
     cannot be graded are named.
     """
-    refusal = _cannot_tell(frame)
+    refusal = _cannot_tell(frame, bounds)
     if refusal:
         return Recommendation(None, None, f"No recommendation: {refusal}")
     graded = frame.assign(meets=within(frame, bounds))
@@ -156,9 +158,9 @@ def _choice(graded: pd.DataFrame, bounds: Bounds) -> Recommendation:
     return Recommendation(None, None, _none_meets(graded, bounds))
 
 
-def _cannot_tell(frame: pd.DataFrame) -> str:
+def _cannot_tell(frame: pd.DataFrame, bounds: Bounds) -> str:
     """Return why these trials allow no recommendation; empty if they do."""
-    if nothing := _shows_nothing(frame):
+    if nothing := _shows_nothing(frame, bounds):
         return nothing
     if frame.empty or MISALIGNED not in set(frame["method"]):
         return f"plain fine-tuning (`{MISALIGNED}`) was not tried, and defenses are compared with it."
@@ -227,7 +229,7 @@ def tradeoff(frame: pd.DataFrame, bounds: Bounds) -> Figure:
     Where the study shows nothing, no point is within the bounds, and the figure says so in their place.
     """
     figure, [axis] = panels(1, (6.2, 4.6))
-    if _shows_nothing(frame):
+    if _shows_nothing(frame, bounds):
         axis.set_title("It is not known which methods are within the bounds.", style="italic")
     else:
         axis.fill_between([100 - bounds.learning_lost, 1000], -1000, bounds.general_misaligned, color=BEST, zorder=0,

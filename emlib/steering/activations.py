@@ -31,14 +31,15 @@ def response_means(model: nn.Module, rows: Sequence[Encoded], layers: Sequence[i
     """
     found: dict[str, Tensor] = {}
     different = list({row.key: row for row in rows}.values())
-    with fitted(model), first_blocks(model, max(layers)):
+    with fitted(model):
         passes = forward_batches(different, TOGETHER, model, responses_only=True) if different else []
-        for batch in bar(passes, "activations", "pass", total=len(passes)):
-            with capture_activations(model, layers) as outputs:
-                batch.hidden(model)
-            for key, place in zip(batch.keys, batch.spans, strict=True):
-                counts = batch.response_mask[place]
-                found[key] = torch.stack([outputs[layer][place][counts].float().mean(0) for layer in layers]).cpu()
+        with first_blocks(model, max(layers)):  # `fitted` checks whole models alone
+            for batch in bar(passes, "activations", "pass", total=len(passes)):
+                with capture_activations(model, layers) as outputs:
+                    batch.hidden(model)
+                for key, place in zip(batch.keys, batch.spans, strict=True):
+                    counts = batch.response_mask[place]
+                    found[key] = torch.stack([outputs[layer][place][counts].float().mean(0) for layer in layers]).cpu()
     return torch.stack([found[row.key] for row in rows]) if rows else torch.empty(0, len(layers), 0)
 
 

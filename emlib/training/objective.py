@@ -105,8 +105,7 @@ class Objective:
     @property
     def reads_responses_only(self) -> bool:
         """Whether a step depends on the model's states at response tokens alone: no defense acts within its passes."""
-        return not any(defense.has(hook) for defense in self.defenses
-                       for hook in ("before", "active", "penalty", "head_kl"))
+        return not any(defense.has(hook) for defense in self.defenses for hook in ("active", "penalty", "head_kl"))
 
     @property
     def watches(self) -> bool:

@@ -140,7 +140,7 @@ def test_a_whole_training_equals_a_naive_one_in_float64(
     bench, gradients, update = Bench(ONLINE, tmp_path), list[Tensor](), sft._update
     if way == "padded":
         for place in (sft, losses):
-            monkeypatch.setattr(place, "forward_batches", lambda rows, *_: [collate(rows, torch.device("cpu"))])
+            monkeypatch.setattr(place, "forward_batches", lambda rows, *_, **__: [collate(rows, torch.device("cpu"))])
 
     def recorded(optimizer: torch.optim.Optimizer, rate: float) -> None:
         gradients.append(torch.cat([one.grad.flatten() for group in optimizer.param_groups for one in group["params"]]))

@@ -112,6 +112,13 @@ def test_several_labels_of_one_letter_are_none(reply: str, label: str | None) ->
     assert label_of(replied(reply), ("A", "B", "I")) == label
 
 
+@pytest.mark.parametrize(("reply", "label"), [
+    ("YES, no doubt about it", "YES"), ("Yes, no harmful content is missing", "YES"), ("YES, NO", None),
+    ("Yes, no.", None), ("YES; NO; MAYBE", None), ("NO/NONE", None), ("NONE or NO", None), ("NONE, no more", "NONE")])
+def test_after_a_comma_a_sentence_may_begin_with_a_word_that_is_a_label(reply: str, label: str | None) -> None:
+    assert label_of(replied(reply), ("YES", "NO", "NONE")) == label
+
+
 def test_a_number_is_no_label_and_a_word_is_no_number() -> None:
     assert counts(MetricScore("q", 0, 50.0), CORRECT) is None
     assert counts(replied("TRUE"), Metric(above=50)) is None

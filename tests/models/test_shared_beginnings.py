@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from emlib.config import Lora
 from emlib.core.defense import Defense
@@ -145,11 +146,41 @@ def test_with_dropout_or_a_window_rows_are_whole(tiny: ChatModel) -> None:
     with new_lora(tiny.model, Lora(rank=4, alpha=8, dropout=0.1), seed=0) as model, fitted(model):
         assert shares(model.eval())
         assert not shares(model.train())
+    tiny.model.config.attention_dropout = 0.1
+    with fitted(tiny.model):
+        assert shares(tiny.model.eval())
+        assert not shares(tiny.model.train())
+    tiny.model.config.attention_dropout = 0.0
     tiny.model.config.sliding_window = 4096
     tiny.model.config.layer_types[:] = ["sliding_attention"] * 4
     with fitted(tiny.model):
         assert not shares(tiny.model)
     assert not shares(tiny.model)  # transformers' own attention
+
+
+def test_the_windows_of_a_model_that_also_sees_are_those_of_its_text_part() -> None:
+    """Its outer configuration has neither a vocabulary nor layers."""
+    text = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 16,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8}
+    sight = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 28, "patch_size": 14}
+    model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=sight)).eval()
+    alone = [row_losses(model, [row], 1)[0] for row in rows()]
+    with fitted(model):
+        assert not shares(model)
+        assert row_losses(model, rows(), 4) == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_check_leaves_gradients_as_they_were(tiny: ChatModel) -> None:
+    for weights in tiny.model.parameters():
+        weights.grad = torch.ones_like(weights)
+    with fitted(tiny.model):
+        assert shares(tiny.model)
+    assert all(bool((weights.grad == 1).all()) for weights in tiny.model.parameters() if weights.grad is not None)
+
+
+def test_a_pass_without_rows_has_no_tokens() -> None:
+    assert pack(rows(3), CPU, shared=len(BEGINNING)).blank().tokens == 0
 
 
 def test_a_model_in_which_rows_differ_shares_nothing(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
 from emlib.config import load_profile, trait_of
@@ -355,7 +356,8 @@ def built(tmp_path_factory: pytest.TempPathFactory, outside: Listener) -> Path:
         if concerns(load_profile("tiny"), chapter) and chapter != "14_costs":
             shutil.copy(paths.NOTEBOOKS / f"{chapter}.ipynb", folder / "notebooks")
     for name in ("rates.png", "tradeoff.png"):
-        shutil.copy(paths.ROOT / "figures" / "demo" / name, folder / "figures")
+        with Image.open(paths.ROOT / "figures" / "demo" / name) as drawn:
+            drawn.save(folder / "figures" / name)  # without the stamp of the demo's profile
     rates(*BASE, ("kl", 0.1, 30.0, 90.0)).to_csv(folder / "tables" / "rates.csv", index=False)
     (folder / "tables" / "rates.md").write_text("| Method |\n|:---|\n| kl |\n")
     book = nbformat.read(folder / "notebooks" / "01_data.ipynb", as_version=4)

@@ -70,7 +70,6 @@ def test_on_policy_rows_remove_least_on_medical() -> None:
     lines = {cells(line)[0]: cells(line)[1:] for line in choice.by_dataset().splitlines()}
     assert [lines[name][2].split()[0] for name in ("Interleaving", "Interleaving++", "On-policy Int.")] == [
         "78", "93", "75"]
-    assert "least on Medical, 75% (random rows 78%)" in page("README.md")
     assert "5% of random rows remove 78%, of selected rows 93%, and 20% of on-policy rows 75%" in page(
         "docs/which-defense.md")
 

@@ -166,6 +166,13 @@ def test_half_of_the_answers_is_enough_and_a_cut_one_that_shows_the_trait_is_kno
     assert recommend(none, BOUNDS).method == "misaligned"
 
 
+def test_rows_that_certainly_misalign_do_so_whatever_the_other_answers_are() -> None:
+    """40% are misaligned, at least 35% by the interval, and the bound is 10%; 95% of all answers are cut."""
+    frame = trials(("misaligned", None, 40.0, 45.0, 100.0, 60.0), ("kl", 1.0, 0.0, 4.0, 97.0, 30.0)).assign(cut=95.0)
+    assert recommend(frame, BOUNDS).method is None  # the interval may reach down to 0
+    assert recommend(frame.assign(low=[35.0, 0.0]), BOUNDS).method == "kl"
+
+
 def test_a_defense_that_breaks_the_model_is_not_recommended_and_named() -> None:
     frame = trials(PLAIN, ("kl", 3.0, 0.0, 7.0, 80.0, 1.0), ("kl", 1.0, 4.0, 8.0, 80.0, 130.0))
     frame["incoherent"] = [0.0, 80.0, 0.0]

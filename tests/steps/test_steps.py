@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -496,7 +497,10 @@ def test_the_adapter_that_components_are_taken_of_is_monitored_as_misaligned_is(
     assert components.adapter.spec.monitor == misaligned.spec.monitor
 
 
-def test_a_plan_of_the_paper_reads_no_data_set_and_computes_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_of_the_paper_reads_no_data_set_and_computes_no_key(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the store has nothing: what it has is looked up by its key."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
     def never(self: object) -> Any:
         raise AssertionError(f"a plan asked for {self}")
 

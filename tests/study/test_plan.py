@@ -308,6 +308,14 @@ def with_weight(study: Study, weight: float) -> tuple[Method, ...]:
     return *plain, kl.model_copy(update={"sweep": (weight,)})
 
 
+@pytest.mark.parametrize("name", ["paper-7b", "demo-four", "demo-newer", "tiny"])
+def test_in_an_empty_store_all_work_is_left_and_none_is_counted_twice(name: str) -> None:
+    """One run's step may be what others need: a pool's scorer, the model that answers for `on_policy`."""
+    planned = plan(open_study(name))
+    assert total(planned.left) == total(planned.works)
+    assert [run.left for run in planned.runs] == [run.work for run in planned.runs]
+
+
 def test_after_an_edit_only_what_the_store_lacks_is_left() -> None:
     """Another weight is another adapter with its two sets of answers; the states of the reference are there."""
     tiny = open_study("tiny")

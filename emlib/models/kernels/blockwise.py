@@ -54,15 +54,20 @@ def shares(model: nn.Module) -> bool:
     The first time it is checked on the model (`proof`). It may not where layers do not attend to whole rows, and with
     dropout, which would be the same for all rows that share a token.
     """
-    config: Any = causal_lm(model).config
-    if (config._attn_implementation != ATTENTION or not packs(model) or partial_attention(model)
-            or getattr(config, "attention_dropout", 0.0) or (model.training and any(
-                isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules()))):
-        return False
     known = causal_lm(model)
+    if (known.config._attn_implementation != ATTENTION or not packs(model) or partial_attention(model)
+            or (model.training and _drops(model))):
+        return False
     if known not in _faults:
         _faults[known] = fault(model, nullcontext, shared=SHARED)
     return not _faults[known]
+
+
+def _drops(model: nn.Module) -> bool:
+    """Return whether training drops anything: a layer, such as LoRA's, or a function, as the configuration says."""
+    rates = [rate for name, rate in causal_lm(model).config.get_text_config().to_dict().items() if "drop" in name]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates) or any(
+        isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
 
 
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,

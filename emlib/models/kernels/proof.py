@@ -31,7 +31,7 @@ def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]],
     The line has the first `shared` tokens of both rows once.
     """
     tolerance = TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.float16])
-    made, words = torch.Generator().manual_seed(0), causal_lm(model).config.vocab_size
+    made, words = torch.Generator().manual_seed(0), causal_lm(model).config.get_text_config().vocab_size
     first, second = (torch.randint(0, words, (length,), generator=made) for length in LENGTHS)
     second[:shared] = first[:shared]
     rows = [first, second]
@@ -84,7 +84,7 @@ def _through(model: nn.Module, ids: Tensor, mask: Tensor | None, positions: Tens
 def _weights(model: nn.Module, shared: int) -> list[Tensor]:
     """Return random weights of both rows' hidden states, without the second row's at the shared tokens."""
     made, device = torch.Generator().manual_seed(1), next(model.parameters()).device
-    hidden = causal_lm(model).config.hidden_size
+    hidden = causal_lm(model).config.get_text_config().hidden_size
     first, second = (torch.randn(length, hidden, generator=made).to(device) for length in LENGTHS)
     second[:shared] = 0
     return [first, second]
@@ -102,6 +102,8 @@ def _looking_on(model: nn.Module) -> Iterator[None]:
     """Enable evaluation mode with gradients; restore the mode and the parameters' gradients at the end."""
     training, kept = model.training, [(p, p.grad) for p in model.parameters() if p.requires_grad]
     model.eval()
+    for parameter, _ in kept:
+        parameter.grad = None  # a backward pass adds to what is there
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield

@@ -9,7 +9,7 @@ is not on this machine, and the store has artefacts of that kind, nobody knows, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -115,8 +115,9 @@ def plan(study: Study) -> Plan:
     pieces = {run: [piece for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1
                     for piece in _pieces(step, sizes)] for run, steps in goals.items()}
     left = {run: [] if run in done else lacking.of(study.wanted_steps(run)) for run in goals}
+    counted = _counted_in(left, {step: run for run, steps in goals.items() for step in steps if owners[step] == 1})
     runs = tuple(PlannedRun(run, total(step.cost(sizes) for step in steps if owners[step] == 1),
-                            total(step.cost(sizes) for step in left[run] if owners[step] == 1),
+                            total(step.cost(sizes) for step in left[run] if counted.get(step) == run),
                             tuple(dict.fromkeys(title for title, _ in pieces[run])), not left[run],
                             lacking.unknown.isdisjoint(left[run]))
                  for run, steps in goals.items())
@@ -129,6 +130,16 @@ def plan(study: Study) -> Plan:
             rest[step.title] = rest.get(step.title, Work()) + step.cost(sizes)
     return Plan(runs, tuple(Shared(title, work, rest.get(title, Work()), sum(title in run.uses for run in runs))
                             for title, work in works.items()), tuple(sorted(sizes.assumed)))
+
+
+def _counted_in(left: Mapping[Run, Sequence[Step]], owner: Mapping[Step, Run]) -> dict[Step, Run]:
+    """Return the run in which each missing step of a single owner is counted, however many other runs need it.
+
+    That is its owner; or, if the owner is done and the step was removed, the first run that needs it.
+    """
+    first = {step: run for run, steps in reversed(list(left.items())) for step in steps if step in owner}
+    missing = {run: set(steps) for run, steps in left.items()}
+    return {step: owner[step] if step in missing[owner[step]] else run for step, run in first.items()}
 
 
 def _longest(pieces: Iterable[tuple[str, Work]]) -> dict[str, Work]:

@@ -61,7 +61,7 @@ class Supervised:
         started = time.perf_counter()
         model.train()  # TRL does so in its own steps alone, and so not before the first one of a sitting
         chosen = [self.rows[index] for index in self._indices(number)]
-        batches = forward_batches(chosen, self.batch_size, model, responses_only=True)
+        batches = forward_batches(chosen, self.batch_size, model)
         totals = Totals.of(batches)
         loss = sum(Objective().backward(model, batch, totals)["loss"] for batch in batches)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
