@@ -20,9 +20,11 @@ from statistics import median
 from typing import Any
 
 import machine
+import nbformat
 
 from emlib.core import paths
 from emlib.core.files import write_records
+from emlib.study import stamps
 from emlib.workflow.graph import jobs
 from emlib.workflow.job_log import Attempt, AttemptLog
 
@@ -96,11 +98,13 @@ def _processor() -> float:
 def _finish(folder: Path) -> None:
     """Every job of the profile `many` as if it had ended, with an executed notebook of a usual size."""
     results = folder / "runs" / "many"
-    notebook = next((folder / "runs" / "sliced" / "notebooks" / "slices").glob("*.ipynb")).read_text()
+    notebook = nbformat.read(next((folder / "runs" / "sliced" / "notebooks" / "slices").glob("*.ipynb")), as_version=4)
+    notebook.metadata["made_with"] = stamps.of_profile(str(folder / "many.yaml"))
+    text = nbformat.writes(notebook)
     for job in jobs(str(folder / "many.yaml")):
         for path in (results / job.output, results / job.log):
             path.parent.mkdir(parents=True, exist_ok=True)
-        (results / job.output).write_text(notebook)
+        (results / job.output).write_text(text)
         (results / job.log).write_text("2026-11-23T10:00:00Z a line of its notebook\n" * 500)
         write_records(AttemptLog(results / job.log).records,
                       [Attempt("ended", 1764000000.0, 60.0, "n1", 1, "GPU-1", job.digest)])
