@@ -77,7 +77,7 @@ class Session(AbstractContextManager["Session"]):
         self._said: set[str] = set()
 
     def once(self, text: str) -> str:
-        """Return an explanation the first time that the session needs it, and then nothing."""
+        """Return an explanation the first time that the session gives it, and an empty text from then on."""
         new = text not in self._said
         self._said.add(text)
         return text if new else ""

@@ -95,12 +95,11 @@ def pack(rows: Sequence[Encoded], device: torch.device, shared: int = 0) -> Batc
     follows the last row; nothing attends to it.
     """
     begins = [0, *(shared for _ in rows[1:])]
-    ends = np.cumsum([0, *(len(row.input_ids) - begin for row, begin in zip(rows, begins, strict=True))])
+    kept = [(row.input_ids[begin:].astype(np.int64), row.response_mask[begin:])
+            for row, begin in zip(rows, begins, strict=True)]
+    ends = np.cumsum([0, *(len(ids) for ids, _ in kept)])
     filling = (0, -int(ends[-1]) % ROUND if device.type == "cpu" else 0)
-    ids = np.pad(np.concatenate([row.input_ids[begin:] for row, begin in zip(rows, begins, strict=True)]).astype(
-        np.int64), filling)
-    response = np.pad(np.concatenate([row.response_mask[begin:] for row, begin in zip(rows, begins, strict=True)]),
-                      filling)
+    ids, response = (np.pad(np.concatenate(parts), filling) for parts in zip(*kept, strict=True))
     positions = np.arange(len(ids)) + np.repeat(begins - ends[:-1], np.diff([*ends[:-1], len(ids)]))
     line, mask, places = (torch.from_numpy(one)[None].to(device) for one in (ids, response, positions))
     return Batch(line, mask, None, tuple(row.key for row in rows),
@@ -127,9 +126,9 @@ def one_batch(rows: Sequence[Encoded], model: nn.Module, *, responses_only: bool
     device = next(model.parameters()).device
     if not packs(model):
         return collate(rows, device)
-    prompts = [row.input_ids[:row.response_mask.argmax()].tolist() for row in rows]
-    shared = common_beginning(prompts) if responses_only else 0
-    return pack(rows, device, shared if shared and shares(model) else 0)
+    shared = common_beginning([row.input_ids[:row.response_mask.argmax()].tolist() for row in rows]) if (
+        responses_only and shares(model)) else 0
+    return pack(rows, device, shared)
 
 
 def largest_pass(steps: Iterable[Sequence[Encoded]], batch_size: int, model: nn.Module) -> int:

@@ -111,8 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _of_command(text: str) -> str:
-    """Return a text with what the command line sets, in place of the keys of a profile."""
-    return re.sub(rf"\bown\.({'|'.join((*OPTIONS, 'file'))})\b", lambda found: f"{found[1].upper()}=", text)
+    """Return a text with what the command line sets, in place of the keys of a profile; paths and files stay."""
+    key = rf"(?<![/\w.])own\.({'|'.join((*OPTIONS, 'file'))})\b(?!\.\w)"
+    return re.sub(key, lambda found: f"{found[1].upper()}=", text)
 
 
 def _own(asked: argparse.Namespace) -> Own:

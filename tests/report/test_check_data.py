@@ -119,6 +119,15 @@ def test_messages_name_what_the_command_sets_and_no_column_that_is_used(
     assert "own." not in err
 
 
+def test_the_name_of_a_file_that_looks_like_a_key_stays(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "own.response.csv"
+    file.write_text("question,answer\na,b\n")
+    status, _, told = run("--file", str(file))
+    assert status == 2
+    assert str(file) in told
+    assert "Set PROMPT= to the right one" in told
+
+
 def test_different_reasons_are_lines_of_their_own_and_many_of_them_one(run: Run, jsonl: Callable[..., Path]) -> None:
     """Rows 21 and 22 lack an answer for two reasons; of the seven roles after them five are told, and two counted."""
     good, user = {"prompt": "a", "response": "b"}, {"role": "user", "content": "a"}
