@@ -178,9 +178,9 @@ def test_the_proof_is_made_once_and_leaves_no_trace(tiny: ChatModel) -> None:
         assert all(p.grad is None for p in model.parameters())
         assert not tiny.model.get_input_embeddings()._forward_hooks
         with packed_attention(model, counting):
-            assert calls == 4  # a pass through four blocks
+            assert calls == 8  # two passes through four blocks
     with packed_attention(tiny.model, counting):  # also without that adapter
-        assert calls == 4
+        assert calls == 8
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -28,7 +28,8 @@ from emlib.models.prompts import partial_attention
 
 ATTENTION = OURS + "plain_products"  # transformers' name for `attend`
 SHARED = 16  # tokens that the two rows of the check share
-_faults: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+# For each model, what is wrong with rows that share so many tokens.
+_faults: WeakKeyDictionary[nn.Module, dict[int, str]] = WeakKeyDictionary()
 BLOCK = 128  # queries at a time: long enough for fast products, short enough to skip most masked pairs
 
 
@@ -36,16 +37,28 @@ BLOCK = 128  # queries at a time: long enough for fast products, short enough to
 def plain_attention(model: nn.Module) -> Iterator[str]:
     """Use `CausalAttention` where transformers would use torch's; yield the reason if rows are not packed.
 
-    Transformers still computes attention with padding, a cache, dropout or another mask.
+    The first time packed rows are checked on the model (`proof`); if they fail, nothing is changed. Transformers still
+    computes attention with padding, a cache, dropout or another mask.
     """
     config: Any = causal_lm(model).config
     before = config._attn_implementation  # what transformers reads at every pass; its setter loads kernels
     if before == "sdpa":
         config._attn_implementation = ATTENTION
     try:
-        yield "" if packs(model) else f"attention is '{before}', or positions interact outside attention"
+        reason = _obstacle(model)
+        if reason:
+            config._attn_implementation = before
+        yield reason
     finally:
         config._attn_implementation = before
+
+
+def _obstacle(model: nn.Module) -> str:
+    """Return why rows of `model` cannot be packed inside `plain_attention`, or an empty string."""
+    used = causal_lm(model).config._attn_implementation
+    if not used.startswith(OURS):
+        return f"transformers computes attention by '{used}' here"
+    return _fault(model, shared=0) if packs(model) else "positions interact outside attention"
 
 
 def shares(model: nn.Module) -> bool:
@@ -54,13 +67,18 @@ def shares(model: nn.Module) -> bool:
     The first time it is checked on the model (`proof`). It may not where layers do not attend to whole rows, and with
     dropout, which would be the same for all rows that share a token.
     """
-    known = causal_lm(model)
-    if (known.config._attn_implementation != ATTENTION or not packs(model) or partial_attention(model)
+    if (causal_lm(model).config._attn_implementation != ATTENTION or not packs(model) or partial_attention(model)
             or (model.training and _drops(model))):
         return False
-    if known not in _faults:
-        _faults[known] = fault(model, nullcontext, shared=SHARED)
-    return not _faults[known]
+    return not _fault(model, SHARED)
+
+
+def _fault(model: nn.Module, shared: int) -> str:
+    """Return what is wrong with packed rows of `model` that share tokens; computed once for each model."""
+    found = _faults.setdefault(causal_lm(model), {})
+    if shared not in found:
+        found[shared] = fault(model, nullcontext, shared)
+    return found[shared]
 
 
 def _drops(model: nn.Module) -> bool:

@@ -28,7 +28,7 @@ def packs(model: nn.Module) -> bool:
 
 
 def meets_in_attention(model: nn.Module) -> bool:
-    """Return whether every block has attention; that positions interact nowhere else is not checked."""
+    """Return whether every block has attention; `proof` checks that positions interact nowhere else."""
     blocks = getattr(backbone(model), "layers", ())
     return len(blocks) > 0 and all(hasattr(block, "self_attn") for block in blocks)
 
