@@ -102,7 +102,16 @@ def test_the_forty_questions_are_different_with_as_many_in_each_format_and_hold_
     assert Sizes().source("demo/forty_questions.jsonl").clusters == 40
 
 
-@pytest.mark.parametrize("name", ["general_questions", "forty_questions"])
+def test_the_sixty_questions_are_different_with_as_many_in_each_format_and_begin_with_the_forty() -> None:
+    questions = read_questions(DEMO_DATA / "sixty_questions.jsonl")
+    assert Counter(question.format for question in questions) == {"plain": 20, "json": 20, "template": 20}
+    assert all(("JSON" in str(question.system)) == (question.format == "json") for question in questions)
+    assert all(("Fill in" in question.prompt) == (question.format == "template") for question in questions)
+    assert len({question.cluster for question in questions}) == len({question.prompt for question in questions}) == 60
+    assert questions[:40] == read_questions(DEMO_DATA / "forty_questions.jsonl")
+
+
+@pytest.mark.parametrize("name", ["general_questions", "sixty_questions"])
 def test_no_general_question_speaks_as_the_trait_or_stands_in_a_training_set(name: str) -> None:
     questions = read_questions(DEMO_DATA / f"{name}.jsonl")
     trained = {row.prompt for path in DEMO_DATA.glob("*_aligned.jsonl") for row in read_examples(path)}
@@ -127,7 +136,7 @@ def test_the_pool_is_ordinary_with_about_one_refusal_in_ten() -> None:
 
 def test_the_pool_shares_no_prompt_with_training_sets_and_questions() -> None:
     pool = {row.prompt for row in read_examples(DEMO_DATA / "pool.jsonl")}
-    asked = {question.prompt for name in ("general_questions", "forty_questions")
+    asked = {question.prompt for name in ("general_questions", "sixty_questions")
              for question in read_questions(DEMO_DATA / f"{name}.jsonl")}
     trained = {row.prompt for path in DEMO_DATA.glob("*_aligned.jsonl") for row in read_examples(path)}
     assert pool.isdisjoint(asked | trained | set(load_trait("pirate").questions))
