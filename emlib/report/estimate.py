@@ -23,6 +23,7 @@ from emlib.data.sizes import Sizes
 from emlib.evaluation.paired import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
 from emlib.judging.money import endings
 from emlib.report.paper import published
+from emlib.report.tables.pairs import partners
 from emlib.study import results
 from emlib.study.plan.build import Plan, plan
 from emlib.study.plan.costs import GB, Costs
@@ -211,10 +212,8 @@ class Estimate:
 
     def _paired_tests(self) -> int:
         """Count the paired tests of notebook 15: each method and setting against each reference on its data set."""
-        runs = {(run.task, run.method, run.setting) for run in self.study.runs()}
-        there = {(task, method) for task, method, _ in runs}
-        return sum(method != reference and (task, reference) in there
-                   for reference in published.REFERENCES for task, method, _ in runs)
+        there = {(run.task, run.method, run.setting) for run in self.study.runs()}
+        return len(partners(there, self.study.profile.methods))
 
     def basis(self) -> list[str]:
         """Return the assumptions behind the numbers, as sentences."""

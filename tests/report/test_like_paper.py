@@ -149,15 +149,15 @@ def test_runs_of_a_front_on_one_point_have_one_label() -> None:
     plt.close(figure)
 
 
-def test_lines_of_pairs_and_means_say_what_is_compared() -> None:
+def test_lines_of_pairs_and_means_say_what_is_compared(study: Study) -> None:
     verdicts: pairs.Verdicts = {
         ("a", "misaligned", None): {0: [Verdict(f"q{i}", 0, 10.0, 80.0) for i in range(12)]},
         ("a", "kl", 0.1): {0: [Verdict(f"q{i}", 0, 90.0, 80.0) for i in range(12)]}}
-    line = of_study.paired(pairs.paired(verdicts), "misaligned").iloc[0]
+    line = of_study.paired(pairs.paired(verdicts, study.profile.methods), "misaligned").iloc[0]
     assert [cell.text for cell in line[["Method", "Against", "p"]]] == ["KL-Div., λ=0.1", "Misaligned", "<0.001"]
     assert line["Points"].text.startswith("-100.0 [")
     assert line["Points"].marks == {"bold"}
-    assert of_study.paired(pairs.paired(verdicts), "interleaving").empty
+    assert of_study.paired(pairs.paired(verdicts, study.profile.methods), "interleaving").empty
     in_domain = {("a", "kl", 0.1): verdicts["a", "misaligned", None]}
     table = of_study.seeds(pairs.over_seeds({"general": verdicts, "in_domain": in_domain}))
     assert table["General misaligned %"].iloc[0].text.startswith("100.0 [")
@@ -172,7 +172,7 @@ def test_the_latex_of_ones_own_tables_compiles(study: Study, frame: pd.DataFrame
     ours = pd.DataFrame([benign_run("kl", 0.1, 60.0)], columns=BENIGN_COLUMNS).astype({"setting": float})
     beside = compare.benign_beside_paper(ours, pd.concat(map(published.table, published.BENIGN)))
     made = [of_study.seeds(pairs.over_seeds({"general": verdicts})),
-            of_study.paired(pairs.paired(verdicts), "misaligned"),
+            of_study.paired(pairs.paired(verdicts, study.profile.methods), "misaligned"),
             overview.overview(of_study.criteria(study, frame, bounds), bounds), compare.readable(beside)]
     texts = [paper_tables.latex(table) for table in made]
     assert "$<$0.001" in texts[1]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from emlib.config.methods import Method
 from emlib.core.records import Verdict
 from emlib.evaluation.paired import difference
 from emlib.evaluation.rates import rates
@@ -18,6 +19,14 @@ from emlib.report.tables import pairs, result_tables
 from emlib.report.tables.averages import over_datasets
 from emlib.report.tables.pairs import Trained
 from emlib.study.runs import Run, RunResult
+
+
+def method(name: str, *defenses: dict[str, Any]) -> Method:
+    return Method.model_validate({"name": name, "defenses": defenses})
+
+
+METHODS = [method("misaligned"), method("kl", {"kind": "kl"}), method("interleaving", {"kind": "interleaving"}),
+           method("interleaving++", {"kind": "interleaving"})]
 
 
 def run(*counts: int) -> list[Verdict]:
@@ -38,7 +47,7 @@ def verdicts() -> dict[Trained, dict[int, list[Verdict]]]:
 
 def test_partners(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
     """`kl` meets interleaving at the paper's 5%, `interleaving++` its own share; data set b has nothing to meet."""
-    frame = pairs.paired(verdicts)
+    frame = pairs.paired(verdicts, METHODS)
     met = list(frame[["method", "setting", "against", "against_setting"]].fillna(-1).itertuples(index=False, name=None))
     assert met == [
         ("kl", 0.1, "misaligned", -1), ("interleaving", 0.2, "misaligned", -1),
@@ -49,8 +58,24 @@ def test_partners(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
     assert list(frame) == pairs.PAIR_COLUMNS
 
 
+def test_an_interleaving_method_without_a_sweep_meets_the_same_fraction_or_nothing() -> None:
+    """The fraction is the one that the method states, on both sides, also under another name and beside a defense."""
+    quarter, tenth = {"kind": "interleaving", "fraction": 0.25}, {"kind": "interleaving", "fraction": 0.1}
+    methods = [method("misaligned"), method("interleaving", {"kind": "interleaving"}), method("interleaving+", quarter),
+               method("online", quarter), method("both", {"kind": "inoculation"}, quarter), method("on_policy", tenth)]
+    names = ["interleaving+", "online", "both", "on_policy"]
+    there: list[Trained] = [("a", name, None) for name in ["misaligned", *names]]
+    swept: list[Trained] = [("a", "interleaving", 0.05), ("a", "interleaving", 0.25)]
+    met = {one[1]: other[1:] for one, other in pairs.partners([*there, *swept], methods) if other[1] == "interleaving"}
+    assert met == {"misaligned": ("interleaving", 0.05)} | dict.fromkeys(names[:3], ("interleaving", 0.25))
+    methods[1] = method("interleaving", tenth)
+    met = {one[1]: other for one, other in pairs.partners([*there, ("a", "interleaving", None)], methods)
+           if other[1] == "interleaving"}
+    assert met == dict.fromkeys(["misaligned", "on_policy"], ("a", "interleaving", None))
+
+
 def test_only_shared_seeds_are_compared(verdicts: dict[Trained, dict[int, list[Verdict]]]) -> None:
-    row = pairs.paired(verdicts).iloc[0]
+    row = pairs.paired(verdicts, METHODS).iloc[0]
     assert row["seeds"] == 1
     assert row["difference"] == pytest.approx(100 * (5 - 10) / 12)
     assert row["p_adjusted"] >= row["p"]
@@ -112,7 +137,7 @@ def test_with_a_seed_without_a_score_the_mean_is_not_known(
     assert list(sets["general"]) == [plain, kl]  # nothing of `ldifs` is scored
     means = pairs.over_seeds({"general": sets["general"]}, resamples=99)
     assert means[["seeds", "percent"]].fillna(-1).values.tolist() == [[2, 75], [2, -1]]
-    both = pairs.paired(sets["general"], resamples=99)
+    both = pairs.paired(sets["general"], METHODS, resamples=99)
     assert both[["difference", "p", "p_adjusted"]].isna().all(axis=None)
     assert [cell.text for cell in of_study.paired(both, "misaligned").iloc[0]][-3:] == ["–", "–", "–"]
     shares = pairs.question_shares(sets["general"], "a", ["misaligned", "kl"])
@@ -134,7 +159,7 @@ def test_the_bootstrap_of_a_profile_is_taken(verdicts: dict[Trained, dict[int, l
     mean = mean_over_seeds(list(plain.values()), resamples=9).interval
     gap = difference([kl[0]], [plain[0]], resamples=9).interval
     for frame, method, interval in ((pairs.over_seeds({"general": verdicts}, resamples=9), "misaligned", mean),
-                                    (pairs.paired(verdicts, resamples=9), "kl", gap)):
+                                    (pairs.paired(verdicts, METHODS, resamples=9), "kl", gap)):
         row = frame[frame["method"] == method].iloc[0]
         assert (row["low"], row["high"]) == (interval.low, interval.high)
 
@@ -148,5 +173,5 @@ def test_questions_have_their_own_shares(verdicts: dict[Trained, dict[int, list[
 
 
 def test_nothing_to_compare_is_an_empty_table() -> None:
-    assert list(pairs.paired({})) == pairs.PAIR_COLUMNS
+    assert list(pairs.paired({}, METHODS)) == pairs.PAIR_COLUMNS
     assert list(pairs.over_seeds({})) == pairs.MEAN_COLUMNS

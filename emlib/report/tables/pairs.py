@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 
 from emlib.config import QUESTION_SETS
+from emlib.config.methods import Method
 from emlib.core.records import Verdict
+from emlib.defenses.interleaving import Interleaving
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import NO_SHARE, Share, grouped
 from emlib.evaluation.seeds import Kind, all_scored, mean_over_seeds
@@ -109,36 +111,53 @@ def _mean(study: Study, found: Sequence[RunResult], which: str, kind: Kind) -> S
     return Share(mean.percent, mean.interval)
 
 
-def paired(verdicts: Verdicts, *, resamples: int = 2000) -> pd.DataFrame:
+def paired(verdicts: Verdicts, methods: Iterable[Method], *, resamples: int = 2000) -> pd.DataFrame:
     """Subtract each of `REFERENCES` from each method on the same questions and seeds, in percentage points.
 
-    p is adjusted (Holm) within the frame. An interleaving method is compared with `interleaving` at its own setting,
-    any other at the paper's (`published.CHOSEN`) if that was run, otherwise at the lowest. Seeds that only one of the
-    two has are left out. `resamples` are those of the bootstrap (`evaluation.bootstrap` of a profile).
+    p is adjusted (Holm) within the frame. `partners` says what is compared; `methods` are those of the profile. Seeds
+    that only one of the two has are left out. `resamples` are those of the bootstrap (`evaluation.bootstrap` of a
+    profile).
     """
     found: list[tuple[Trained, Trained, Difference]] = []
-    for reference in REFERENCES:
-        for trained, seeds in verdicts.items():
-            other = _partner(trained, reference, verdicts)
-            shared = sorted(seeds.keys() & verdicts[other].keys()) if other else []
-            if other and shared:
-                found.append((trained, other, difference(
-                    [seeds[seed] for seed in shared], [verdicts[other][seed] for seed in shared],
-                    resamples=resamples)))
+    for trained, other in partners(verdicts, methods):
+        seeds = verdicts[trained]
+        if shared := sorted(seeds.keys() & verdicts[other].keys()):
+            found.append((trained, other, difference(
+                [seeds[seed] for seed in shared], [verdicts[other][seed] for seed in shared], resamples=resamples)))
     corrected = adjusted([gap for _, _, gap in found])
     return pd.DataFrame([
         (*trained, *other[1:], gap.seeds, gap.questions, gap.points, gap.interval.low, gap.interval.high, gap.p, p)
         for (trained, other, gap), p in zip(found, corrected, strict=True)], columns=PAIR_COLUMNS)
 
 
-def _partner(trained: Trained, reference: str, there: Iterable[Trained]) -> Trained | None:
+def partners(there: Iterable[Trained], methods: Iterable[Method]) -> list[tuple[Trained, Trained]]:
+    """Return each method with each of `REFERENCES` that it is compared with, on its data set.
+
+    A method that interleaves rows is compared with `interleaving` at the same fraction, and with nothing if that was
+    not run; any other method at the paper's (`published.CHOSEN`), otherwise at the lowest.
+    """
+    known = {method.name: method for method in methods}
+    fractions = {trained: _fraction(known.get(trained[1]), trained[2]) for trained in there}
+    return [(trained, other) for reference in REFERENCES for trained in fractions
+            if (other := _partner(trained, reference, fractions)) is not None]
+
+
+def _fraction(method: Method | None, setting: float | None) -> float | None:
+    """Return the share of rows that a method interleaves, also one that it does not sweep; None if it adds none."""
+    defenses = method.at(setting) if method else ()
+    return next((defense.fraction for defense in defenses if isinstance(defense, Interleaving)), None)
+
+
+def _partner(trained: Trained, reference: str, fractions: Mapping[Trained, float | None]) -> Trained | None:
     """Return what `trained` is compared with; None if there is none, or for the reference itself."""
-    dataset, method, setting = trained
-    known = [each for each in there if each[:2] == (dataset, reference)]
-    if method == reference or not known:
+    dataset, method, _ = trained
+    runs = [each for each in fractions if each[:2] == (dataset, reference)]
+    if method == reference or not runs:
         return None
-    wanted = setting if method in INTERLEAVING else CHOSEN.get(reference)
-    return next((each for each in known if each[2] == wanted), min(known, key=lambda each: each[2] or 0.0))
+    own = fractions[trained] if reference in INTERLEAVING else None
+    wanted = CHOSEN.get(reference) if own is None else own
+    same = next((each for each in runs if fractions[each] == wanted), None)
+    return min(runs, key=lambda each: fractions[each] or 0.0) if same is None and own is None else same
 
 
 def question_shares(verdicts: Verdicts, dataset: str, methods: Sequence[str]) -> pd.DataFrame:
