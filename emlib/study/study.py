@@ -275,8 +275,12 @@ class Study:
         return found if found and len(found) == len(along) else None
 
     def _points(self, run: Run, along: Points) -> list[TrajectoryPoint] | None:
-        """Read the verdicts along a training; None also if the number of steps is unknown."""
-        points = []
+        """Read the verdicts along a training, once for each step; None also if the number of steps is unknown.
+
+        Shares that are nearest to one step have one adapter, and so have those after an early end. The last one stays:
+        it may be the run itself.
+        """
+        points: dict[int, TrajectoryPoint] = {}
         for share, steps in along.items():
             found = self._read_all(steps)
             if found is None:
@@ -286,8 +290,8 @@ class Study:
                 say(f"{run}: left out along its steps, because an adapter was removed and nothing else states their "
                     "number. To evaluate again: `make clean WHAT=\"answers verdicts\"`, then `make reproduce`.")
                 return None
-            points.append(TrajectoryPoint(share, taken, found))
-        return points
+            points[taken] = TrajectoryPoint(share, taken, found)
+        return list(points.values())
 
     def _read_all(self, steps: Mapping[str, Verdicts]) -> dict[str, list[Verdict]] | None:
         """Read all of these verdicts, by the same names."""

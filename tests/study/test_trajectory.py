@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
+from emlib.core import plugins, registry
 from emlib.core.records import Verdict
 from emlib.report.estimate import Estimate
 from emlib.report.figures import conditions as figures
@@ -98,6 +99,42 @@ def test_one_that_was_not_kept_is_trained_again_to_the_same_weights(study: Study
     assert adapter.file("adapter_model.safetensors").stat().st_mtime_ns == before
     assert [path.name for path in sorted(kept.folder.iterdir())] == [
         "adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+
+
+STOPS = """
+from typing import Any, ClassVar, Literal
+
+from emlib import Defense
+
+
+class Stops(Defense):
+    label: ClassVar = "Stops after two steps"
+    kind: Literal["stops"] = "stops"
+
+    def on_step(self, record: Any, evaluate: Any) -> bool:
+        return record.step == 2
+"""
+
+
+@pytest.mark.parametrize(("method", "rows"), [
+    ("misaligned", 8),  # 2 steps, of which 0.25 and 0.5 are nearest to the first, 0.75 and 1 to the second
+    ("{name: early, defenses: [{kind: stops}]}", 16)])  # 4 steps, of which two are taken: 0.75 and 1 are equal
+def test_a_step_is_one_row_and_one_comparison_however_many_shares_it_is_nearest_to(
+        study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, rows: int) -> None:
+    registry.kinds()
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    (tmp_path / "stops.py").write_text(STOPS)
+    (tmp_path / "four.yaml").write_text(f"extends: plain\nplugins: [stops.py]\nmethods: [{method}]\n"
+                                        f"evaluation: {{trajectory: {{methods: null}}}}\n"
+                                        f"training: {{keep: 4, train_rows: {rows}}}\n")
+    four = open_study(str(tmp_path / "four.yaml"))
+    four.complete_conditions(four.runs())
+    frame = conditions.trajectory(four, four.runs())
+    assert frame["steps"].tolist() == [0, 1, 2]
+    assert frame["share"].iloc[-1] == 1  # the run itself
+    assert frame["p"].notna().sum() == 2
 
 
 TRAIN = """
