@@ -433,8 +433,8 @@ def test_what_nine_further_steps_undo_is_what_readme_says() -> None:
     every = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv").query("method == 'on_policy'")
     before, on_the_way, after = (whole(share) for share in every["general_misaligned"])
     assert ("Nine further steps on the same rows at the peak learning rate, without the defense, undo `kl` and "
-            f"`inoculation`, not `on_policy` ({before}%, {on_the_way}% on the way, {after}% at the end") in flat(
-        "README.md")
+            f"`inoculation`, but not `on_policy`: its general share is {before}% before, {on_the_way}% after three "
+            f"steps, and {after}% after nine") in flat("README.md")
 
 
 def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
@@ -455,7 +455,7 @@ def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
               page.split("| *Better* |")[1].partition("\n\n")[0].splitlines()[2:]}
     assert {row["Better"].removesuffix(": intervals overlap") for row in rows.values()} <= legend
     assert legend <= {grade.removesuffix(": intervals overlap") for grade in (
-        newer.YES, newer.PERHAPS, newer.NO, newer.LESS, newer.WITHIN)}
+        newer.YES, newer.PERHAPS, newer.EQUAL, newer.NO, newer.LESS, newer.WITHIN)}
 
 
 def test_readme_states_the_hours_of_the_example_on_ones_own_rows() -> None:
@@ -477,6 +477,8 @@ def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells
     left = [general for general, _ in mixed.values()]
     for page in (flat("README.md"), flat("docs/demo.md")):
         assert f"leave the voice in {min(left)} to {max(left)}% of the general answers" in page
+    shares = means["`kl 1`"][0], means["`persona_vector 2`"][0]
+    assert "`kl` and `persona_vector` leave it in {} and {}%".format(*shares) in flat("README.md")
     # README.md: they "keep more of the narrow task than the others".
     assert min(kept for _, kept in mixed.values()) > max(kept for _, kept in means.values())
 

@@ -21,7 +21,7 @@ from emlib.report.tables.rows import cell_of, named
 
 GENERAL, IN_DOMAIN = "general_misaligned", "in_domain_misaligned"
 YES, PERHAPS, EQUAL, NO = "yes", "perhaps: intervals overlap", "equal", "no"
-LESS, WITHIN = "no: it keeps less of the narrow task", "no: it keeps less, but intervals overlap"
+LESS, WITHIN = "no: it keeps less of the narrow task", "open: it keeps less, intervals overlap"
 OWN, RIVALS = ("general", "in-domain"), ("rival's", "rival's in-domain")
 HEADINGS = {"run": "Newer defense, setting", "general": "General misaligned %", "in-domain": "In-domain misaligned %",
             "rival": "Best of the paper that may keep as much", "rival's": "Its general misaligned %",

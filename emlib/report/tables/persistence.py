@@ -88,7 +88,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         low, high = row["difference_low"], row["difference_high"]
         gap = DASH if pd.isna(row["difference"]) else f"{row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
         people.append(readable_identity(row) | {"Attack": row["attack"], "Further steps": row["steps"]}
-                      | readable_shares(row) | {"Points above no defense": gap})
+                      | readable_shares(row) | {"Difference from no defense": gap})
     return pd.DataFrame(people)
 
 
