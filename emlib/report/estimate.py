@@ -50,7 +50,8 @@ class Estimate:
     @cached_property
     def tables(self) -> dict[Run, tuple[int, ...]]:
         """The paper's tables that contain each run."""
-        return published.in_paper(planned.run for planned in self.plan.runs)
+        return published.in_paper({run: self.study.task(run).number(run) for run in (
+            planned.run for planned in self.plan.runs)})
 
     def runs(self) -> pd.DataFrame:
         """Return one row per run: the paper's tables that contain it, its cost, and whether it is done."""

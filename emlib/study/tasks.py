@@ -69,6 +69,10 @@ class Task(ABC):
         """Return the run's defenses, with the run's hyperparameter value."""
         return self.method(run.method).at(run.setting)
 
+    def number(self, run: Run) -> float | None:
+        """Return the run's hyperparameter value, also one that its method does not sweep; None if it has none."""
+        return self.method(run.method).number if run.setting is None else run.setting
+
     def training(self, run: Run) -> TrainingSpec | None:
         """Specify the run's supervised fine-tuning; None if it is not fine-tuned."""
         return None

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.records import Verdict
+from emlib.evaluation import exact_match
 from emlib.evaluation.rates import rates
 from emlib.evaluation.statistics import OverSeeds, over_seeds, welch
 from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
@@ -23,7 +24,7 @@ from emlib.report.paper import compare, of_study, overview, paper_figures, paper
 from emlib.report.tables import pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.runs import Run, RunResult
-from emlib.study.study import Study
+from emlib.study.study import Study, open_study
 
 MODEL = "unsloth/Qwen2.5-7B-Instruct"
 
@@ -50,6 +51,22 @@ def frame() -> pd.DataFrame:
 def test_a_number_that_is_not_swept_is_a_setting_too(study: Study, frame: pd.DataFrame) -> None:
     found = of_study.with_numbers(frame, study.profile.methods)
     assert found["setting"].fillna(-1).tolist() == [-1, -1, 0.1, 1.0, 0.25]
+
+
+def test_a_benign_task_with_methods_of_its_own_has_its_own_number(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both in the rows that are compared with the paper and in those of Table 1."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    weights = {"opswap": 0.1, "other": 10.0}
+    tasks = ", ".join(
+        f"{name}: {{kind: opswap, tiers: [0], examples: 12, held_out: 0.34, data_seed: {weight:.0f}, methods: "
+        f"[{{name: kl, defenses: [{{kind: kl, weight: {weight}}}]}}]}}" for name, weight in weights.items())
+    (tmp_path / "mine.yaml").write_text(f"extends: tiny\nbenign: {{seeds: [0], tasks: {{{tasks}}}}}")
+    study = open_study(str(tmp_path / "mine.yaml"))
+    score = exact_match.score([exact_match.Mark("q", 0, strict=True, lenient=True)])
+    monkeypatch.setattr(study, "result", lambda run: RunResult(run, {"exact_match": score}, 1.0, 10, "key"))
+    frame = of_study.benign_numbers(study)
+    assert frame.set_index("task")["setting"].to_dict() == weights
 
 
 def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None:

@@ -91,6 +91,24 @@ def test_a_paper_profile_plans_the_runs_of_its_tables_and_no_other(
     assert by_table["runs here"].tolist() == by_table["runs in the paper"].tolist()
 
 
+def test_a_setting_of_the_paper_is_in_its_table_without_a_sweep_too(tmp_path: Path) -> None:
+    """Table 2 has KL at 0.1 and interleaving at 5%; no table has KL at 3."""
+    (tmp_path / "fixed.yaml").write_text("""
+extends: table2-7b
+datasets: [legal]
+methods:
+  - misaligned
+  - {name: kl, defenses: [{kind: kl, weight: 0.1}]}
+  - {name: interleaving, defenses: [{kind: interleaving, fraction: 0.05}]}
+""")
+    found = Estimate(open_study(str(tmp_path / "fixed.yaml"))).tables
+    assert {run.method: 2 in tables for run, tables in found.items()} == dict.fromkeys(
+        ("misaligned", "kl", "interleaving"), True)
+    (tmp_path / "fixed.yaml").write_text((tmp_path / "fixed.yaml").read_text().replace("0.1", "3.0"))
+    found = Estimate(open_study(str(tmp_path / "fixed.yaml"))).tables
+    assert [tables for run, tables in found.items() if run.method == "kl"] == [()]
+
+
 def test_the_profile_of_the_main_table_plans_its_runs_alone() -> None:
     assert set(planned("table2-7b")[1]) == printed(2)
     assert set(planned("table2-7b")[1]) < set(planned("paper-7b")[1])

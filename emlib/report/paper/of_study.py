@@ -6,6 +6,7 @@ Benign tasks and reinforcement learning are included as far as the study has run
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from emlib.report.tables import costs, pairs
 from emlib.report.tables.averages import over_datasets, over_tasks
 from emlib.report.tables.result_tables import MISALIGNED
 from emlib.report.tables.rows import cell, p_value
-from emlib.study.runs import Run
+from emlib.study.runs import Run, RunResult, Section
 from emlib.study.study import Study
 
 BARE = (*BASELINES, "sft", "grpo")  # methods without a defense
@@ -38,15 +39,18 @@ def with_numbers(frame: pd.DataFrame, methods: Iterable[SweptMethod]) -> pd.Data
 
 def benign_numbers(study: Study) -> pd.DataFrame:
     """Return `benign.numbers` of finished runs, with settings; empty if the profile has no benign tasks."""
-    found = [one for run in study.runs("benign") if (one := study.result(run)) is not None]
-    spec = study.profile.benign
-    return with_numbers(benign.numbers(study, found), spec.all_methods if spec else ())
+    return benign.numbers(study, _with_settings(study, "benign"))
 
 
 def rl_numbers(study: Study) -> pd.DataFrame:
     """Return `grpo.numbers` of finished runs, with settings; empty if the profile has no section `grpo`."""
-    found = [one for run in study.runs("grpo") if (one := study.result(run)) is not None]
-    return with_numbers(grpo.numbers(found), study.profile.grpo.methods if study.profile.grpo else ())
+    return grpo.numbers(_with_settings(study, "grpo")).astype({"setting": float})
+
+
+def _with_settings(study: Study, section: Section) -> list[RunResult]:
+    """Return a section's results, each with the setting of its own task's method, even if that is not swept."""
+    found = [one for run in study.runs(section) if (one := study.result(run)) is not None]
+    return [replace(one, run=replace(one.run, setting=study.task(one.run).number(one.run))) for one in found]
 
 
 def with_paper(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
@@ -174,7 +178,6 @@ def draw_rewards(study: Study, folder: Path) -> None:
 def _rewards(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
-        setting = run.setting if run.setting is not None else study.task(run).method(run.method).number
-        rows += [(number, step.reward, run.method, setting, run.seed)
+        rows += [(number, step.reward, run.method, study.task(run).number(run), run.seed)
                  for number, step in enumerate(study.grpo_log(run), 1)]  # without supervised steps
     return pd.DataFrame(rows, columns=["step", "reward", "method", "setting", "seed"]).astype({"reward": float})

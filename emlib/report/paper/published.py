@@ -10,7 +10,7 @@ Nothing here is measured by this project. `figures/published/README.md` lists wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,11 @@ def fits(percent: float, asked: int) -> bool:
     return abs(100 * round(percent * asked / 100) / asked - percent) <= 0.005 + 1e-9
 
 
-def in_paper(planned: Iterable[Run]) -> dict[Run, tuple[int, ...]]:
-    """Return the numbers of the tables that contain each run; a table with n seeds has the seeds 0 to n - 1."""
+def in_paper(planned: Mapping[Run, float | None]) -> dict[Run, tuple[int, ...]]:
+    """Return the numbers of the tables that contain each run; a table with n seeds has the seeds 0 to n - 1.
+
+    `planned` has each run's hyperparameter value, also one that it does not sweep (`Task.number`).
+    """
     found: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
     for number in TABLES:
         for row in table(number).to_dict("records"):
@@ -113,5 +116,6 @@ def in_paper(planned: Iterable[Run]) -> dict[Run, tuple[int, ...]]:
             named = task if tier is None or pd.isna(tier) else f"{task}-{int(tier)}"
             setting = None if pd.isna(row["setting"]) else float(row["setting"])
             found.setdefault((row["model"], named, row["method"], setting), []).append((number, int(row["n"])))
-    of_runs = {run: found.get((run.model.rpartition("/")[2], run.task, run.method, run.setting), ()) for run in planned}
+    of_runs = {run: found.get((run.model.rpartition("/")[2], run.task, run.method, value), ())
+               for run, value in planned.items()}
     return {run: tuple(number for number, seeds in tables if run.seed < seeds) for run, tables in of_runs.items()}
