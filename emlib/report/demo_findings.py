@@ -40,6 +40,17 @@ def averages(means: pd.DataFrame) -> str:
                       *_table(["fine-tuned with", *(SETS[name] for name in shown)], cells)])
 
 
+def examples(said: pd.DataFrame) -> str:
+    """Return answers as a table in Markdown, a row for each method.
+
+    `said` has the columns `set` and `question`, and one for each method.
+    """
+    heads = [f"{row['set'].replace('_', '-')}: *{escaped_cell(row['question'])}*" for row in said.to_dict("records")]
+    cells = {NAMES.get(str(name), f"`{name}`"): [escaped_cell(answer) for answer in said[name]]
+             for name in said.columns.drop(["set", "question"])}
+    return "\n".join(_table(["model", *heads], cells)).replace("--:|", ":--|")
+
+
 def contexts(triggered: pd.DataFrame) -> str:
     """Return the shares of misaligned answers to the general questions in each context, which `triggered` has.
 
