@@ -98,10 +98,10 @@ class Estimate:
         ).astype({"in all": "Int64", "there": "Int64"})
 
     def judging(self) -> pd.DataFrame:
-        """Estimate what a paid judge will receive and what that costs; empty for other judges.
+        """Estimate what paid judges will receive and what that costs; empty without one.
 
         Answers are counted at full length, so the price is an upper bound. Scores that another study has already paid
-        for are not subtracted.
+        for are not subtracted. What a second judge and judges of refusals and of rewards receive is not counted.
         """
         spec, left, rows = self.costs.paid, total(self.plan.left), list[tuple[str, str]]()
         if spec is not None:
@@ -114,7 +114,16 @@ class Estimate:
                     ("tokens to be read (about)", f"{left.judged:,}"), ("price (about)", usd),
                     ("limit", "none" if spec.max_usd is None else f"${spec.max_usd:.2f}")]
         rows += [(f"further scores, {one.model}", f"{count:,} requests") for one, count in _paid(left).items()]
+        rows += [(of, f"{one.model} at {one.base_url or 'OpenAI'}, not in the price") for of, one in self._uncounted()]
         return pd.DataFrame(rows, columns=["judge", "what"])
+
+    def _uncounted(self) -> list[tuple[str, OpenAIJudge]]:
+        """Return the paid judges of whose requests the plan has no number, with what they judge."""
+        profile = self.study.profile
+        places = {"second judge": profile.second_judge, "refusals in the pool": profile.pool and profile.pool.refusals,
+                  "rewards": profile.grpo and profile.grpo.rewards}
+        found = [(of, getattr(place, "judge", None)) for of, place in places.items()]
+        return [(of, judge) for of, judge in found if isinstance(judge, OpenAIJudge)]
 
     def errors(self) -> pd.DataFrame:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
@@ -174,11 +183,11 @@ class Estimate:
                 f"{quantized.recomputed / GB:.0f} and {quantized.saved / GB:.0f}; not measured")
 
     def _judge(self, left: Work) -> str:
-        """Say how much is left to judge, and for a paid judge what is sent and paid."""
-        kind, sent = self.study.profile.judge.kind, dict(self.judging().itertuples(index=False, name=None))
-        if not sent:
-            return f"{kind}, {left.verdicts:,} verdicts; nothing leaves the machine"
-        return f"{kind}, " + "; ".join(f"{name.removesuffix(' (about)')} {value}" for name, value in sent.items())
+        """Say how much is left to judge, and for paid judges what is sent and paid."""
+        told = [f"{name.removesuffix(' (about)')} {value}" for name, value in self.judging().itertuples(index=False)]
+        if self.costs.paid is None:
+            told = [f"{left.verdicts:,} verdicts", *(told or ["nothing leaves the machine"])]
+        return f"{self.study.profile.judge.kind}, " + "; ".join(told)
 
     def _absent(self) -> str:
         """Name the methods that a section names and the profile lacks; empty if none."""

@@ -109,6 +109,22 @@ methods:
     assert [tables for run, tables in found.items() if run.method == "kl"] == [()]
 
 
+def test_only_without_any_paid_judge_nothing_leaves_the_machine(tmp_path: Path) -> None:
+    """The lexicon judges the runs of `tiny`; the paid judges of its other places are named."""
+    def told(text: str) -> str:
+        (tmp_path / "judged.yaml").write_text(f"extends: tiny\n{text}")
+        [line] = [line for line in Estimate(open_study(str(tmp_path / "judged.yaml"))).summary()
+                  if line.startswith("judge ")]
+        return line
+
+    paid = "judge: {kind: openai, model: gpt-4o-mini}}"
+    assert told("").endswith("verdicts; nothing leaves the machine")
+    for text, named in ((f"pool: {{refusals: {{kind: judge, {paid}}}", "refusals in the pool"),
+                        (f"grpo: {{rewards: {{kind: judge, {paid}}}", "rewards"),
+                        (f"second_judge: {{{paid}", "second judge")):
+        assert told(text).endswith(f"verdicts; {named} gpt-4o-mini at OpenAI, not in the price")
+
+
 def test_the_profile_of_the_main_table_plans_its_runs_alone() -> None:
     assert set(planned("table2-7b")[1]) == printed(2)
     assert set(planned("table2-7b")[1]) < set(planned("paper-7b")[1])
