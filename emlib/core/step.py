@@ -75,9 +75,9 @@ class Step(Keyed, ABC):
         return tuple(_steps_in(_values(self)))
 
     @property
-    def made_with(self) -> Step | None:
-        """The step whose maker also makes this one, and is asked first; None for most steps."""
-        return None
+    def made_with(self) -> tuple[Step, ...]:
+        """The steps whose makers also make this one, and are asked first, in this order; none for most steps."""
+        return ()
 
     @property
     @abstractmethod

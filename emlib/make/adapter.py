@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,10 +69,7 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
     """
     trained = _train(step, session, folder, step.spec.keep)
     rows, scratch, facts = trained.rows, trained.scratch, trained.facts
-    for share in step.spec.keep:
-        kept_there = kept_in(scratch, share)
-        if kept_there.is_dir():  # not if it is wanted only since the training began
-            session.store.get(KeptAdapter(step, share), partial(_take, kept_there))
+    _store_kept(step, step.spec.keep, scratch, session)
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
     if step.spec.monitor is not None:
         shutil.copyfile(scratch / READINGS, folder / READINGS)
@@ -92,12 +89,27 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
 
 @maker.register
 def kept(step: KeptAdapter, session: Session, folder: Path) -> Facts:
-    """Train an adapter again up to a step after which it was not kept; its steps until there are the same."""
+    """Train an adapter again up to a step after which it was not kept; its steps until there are the same.
+
+    Earlier ones that are missing become artefacts as well. Later ones were made before, if any: no process that holds
+    the lock of one waits for that of a later one.
+    """
     say(f"{step.title}: was not kept when this adapter was trained, so it is trained again up to there.")
     again = folder / SCRATCH / "again"
     (again / SCRATCH).mkdir(parents=True, exist_ok=True)
-    trained = _train(step.adapter, session, again, (step.share,), then_stop=True)
+    earlier = tuple(share for share in step.adapter.spec.keep if share < step.share
+                    and session.store.find(KeptAdapter(step.adapter, share)) is None)
+    trained = _train(step.adapter, session, again, (*earlier, step.share), then_stop=True)
+    _store_kept(step.adapter, earlier, trained.scratch, session)
     return _take(kept_in(trained.scratch, step.share), folder)
+
+
+def _store_kept(step: Adapter, shares: Iterable[float], scratch: Path, session: Session) -> None:
+    """Make artefacts of what a training kept after these shares of its steps."""
+    for share in shares:
+        kept_there = kept_in(scratch, share)
+        if kept_there.is_dir():  # not if it is wanted only since the training began
+            session.store.get(KeptAdapter(step, share), partial(_take, kept_there))
 
 
 def _take(kept: Path, folder: Path) -> Facts:

@@ -131,8 +131,9 @@ class Session(AbstractContextManager["Session"]):
         Raises:
             EmlibError: persona vectors in the store are of fewer pairs than the profile's `min_pairs`.
         """
-        if step.made_with is not None and self.store.find(step) is None:
-            self.need(step.made_with)  # before this step's lock is taken, because that maker takes it
+        for other in step.made_with:
+            if self.store.find(step) is None:
+                self.need(other)  # before this step's lock is taken, because that maker takes it
         found = self.store.get(step, lambda folder: self._made(step, folder))
         if isinstance(step, PersonaVectors):
             step.check(found.facts)

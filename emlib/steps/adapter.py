@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from emlib.config import Lora
@@ -53,7 +53,8 @@ class Adapter(Step):
 class KeptAdapter(Step):
     """An adapter as it was after `share` of its training steps.
 
-    It is kept while the adapter is trained. If that was trained without keeping it, it is trained again up to there.
+    It is kept while the adapter is trained. If that was trained without keeping it, it is trained again up to the last
+    one that is missing, and keeps the others on the way.
     """
 
     stage: ClassVar = "kept_adapter"
@@ -62,9 +63,15 @@ class KeptAdapter(Step):
     share: float
 
     @property
-    def made_with(self) -> Step:
-        """The adapter, whose training keeps this one."""
-        return self.adapter
+    def made_with(self) -> tuple[Step, ...]:
+        """The adapter, and those kept later, the last one first: a training up to each keeps this one, too."""
+        return (self.adapter, *self.later)
+
+    @property
+    def later(self) -> tuple[KeptAdapter, ...]:
+        """Those that are to be kept later in the same training, the last one first."""
+        shares = sorted(self.adapter.spec.keep, reverse=True)
+        return tuple(KeptAdapter(self.adapter, share) for share in shares if share > self.share)
 
     @property
     def title(self) -> str:
@@ -72,6 +79,11 @@ class KeptAdapter(Step):
 
     def cost(self, sizes: Sizes) -> Work:
         return Work(disk=self.adapter.model.adapter_bytes(self.adapter.lora))
+
+    def again(self, sizes: Sizes) -> Work:
+        """Estimate the work of training the adapter again up to this one, which is not monitored."""
+        whole = replace(self.adapter, spec=replace(self.adapter.spec, monitor=None)).cost(sizes)
+        return Work(train=int(self.share * whole.train), read=int(self.share * whole.read), adapters=1)
 
 
 def epoch_tokens(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> int:

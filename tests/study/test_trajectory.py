@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from emlib.core import plugins, registry
 from emlib.core.records import Verdict
+from emlib.data.sizes import Sizes
 from emlib.report.estimate import Estimate
 from emlib.report.figures import conditions as figures
 from emlib.report.tables import conditions, result_tables
 from emlib.steps.adapter import Adapter, KeptAdapter
-from emlib.study.plan.build import finished
+from emlib.study.plan.build import finished, plan
 from emlib.study.runs import TrajectoryPoint
 from emlib.study.study import Study, open_study
 from emlib.workflow.cleaning import steps_of
@@ -135,6 +136,35 @@ def test_a_step_is_one_row_and_one_comparison_however_many_shares_it_is_nearest_
     assert frame["steps"].tolist() == [0, 1, 2]
     assert frame["share"].iloc[-1] == 1  # the run itself
     assert frame["p"].notna().sum() == 2
+
+
+def test_a_plan_counts_the_training_up_to_the_last_adapter_that_was_not_kept_and_it_keeps_the_others(
+        study: Study, tmp_path: Path) -> None:
+    """8 steps without keeping any; then three are wanted, and the training is repeated once up to step 6."""
+    (tmp_path / "study.yaml").write_text(PROFILE + "training: {keep: 4, train_rows: 32}\n")
+    (tmp_path / "plain.yaml").write_text(PROFILE + "training: {keep: [], train_rows: 32}\n")
+    four, plain = (open_study(str(tmp_path / f"{name}.yaml")) for name in ("study", "plain"))
+    [run] = four.runs(methods=["misaligned"])
+    adapter = four.task(run).adapter(run)
+    whole = adapter.cost(Sizes()).train
+
+    def left() -> tuple[int, int]:
+        [work] = [planned.left for planned in plan(four).runs if planned.run == run]
+        return work.train, work.adapters
+
+    assert left() == (whole, 1)  # whose training keeps all
+    with plain.session() as session:
+        session.need(plain.task(run).adapter(run))
+    assert left() == (int(0.75 * whole), 1)
+    first, second, third = (KeptAdapter(adapter, share) for share in (0.25, 0.5, 0.75))
+    with four.session() as session:
+        session.need(first)
+        found = [session.store.find(step) for step in (first, second, third)]
+        assert [one and one.facts["steps"] for one in found] == [2, 4, 6]
+        assert left() == (0, 0)
+        four.store.remove(second)
+        assert left() == (int(0.5 * whole), 1)
+        assert session.need(second).facts["steps"] == 4
 
 
 TRAIN = """

@@ -18,7 +18,7 @@ from emlib.core.errors import DataError, SourceError
 from emlib.core.step import Step, Work, closure, total
 from emlib.data.download import nothing_downloaded
 from emlib.data.sizes import Sizes
-from emlib.steps.adapter import Adapter
+from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.pool import PoolLosses
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Store
@@ -90,7 +90,18 @@ class Lacking:
             if step not in found and not self._has(step):
                 found[step] = None
                 waiting += [*step.inputs, *_read_by_monitor(step)]
+                waiting += step.adapter.inputs if isinstance(step, KeptAdapter) else ()  # if it is trained again
         return list(found)
+
+    def cost(self, step: Step, sizes: Sizes) -> Work:
+        """Return the work of making a missing step.
+
+        If an adapter is there, and some that were to be kept of it are missing, the last one of these takes training up
+        to there, which keeps the others.
+        """
+        if isinstance(step, KeptAdapter) and self._has(step.adapter) and all(map(self._has, step.later)):
+            return step.cost(sizes) + step.again(sizes)
+        return step.cost(sizes)
 
     def _has(self, step: Step) -> bool:
         if step.stage not in self._stages:
@@ -113,17 +124,17 @@ def plan(study: Study) -> Plan:
     goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in steps)
     pieces = {run: [piece for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1
-                    for piece in _pieces(step, sizes)] for run, steps in goals.items()}
+                    for piece in _pieces(step, step.cost(sizes), sizes)] for run, steps in goals.items()}
     left = {run: [] if run in done else lacking.of(study.wanted_steps(run)) for run in goals}
     counted = _counted_in(left, {step: run for run, steps in goals.items() for step in steps if owners[step] == 1})
     runs = tuple(PlannedRun(run, total(step.cost(sizes) for step in steps if owners[step] == 1),
-                            total(step.cost(sizes) for step in left[run] if counted.get(step) == run),
+                            total(lacking.cost(step, sizes) for step in left[run] if counted.get(step) == run),
                             tuple(dict.fromkeys(title for title, _ in pieces[run])), not left[run],
                             lacking.unknown.isdisjoint(left[run]))
                  for run, steps in goals.items())
     works = _longest(piece for some in pieces.values() for piece in some)
     rest = _longest(piece for steps in left.values() for step in steps if owners[step] != 1
-                    for piece in _pieces(step, sizes))
+                    for piece in _pieces(step, lacking.cost(step, sizes), sizes))
     for step in _of_notebooks(study, tuple(works)):
         works[step.title] = works.get(step.title, Work()) + step.cost(sizes)
         if set(goals) - done and step in lacking.of([step]):
@@ -150,11 +161,11 @@ def _longest(pieces: Iterable[tuple[str, Work]]) -> dict[str, Work]:
     return works
 
 
-def _pieces(step: Step, sizes: Sizes) -> Iterator[tuple[str, Work]]:
-    """Yield the cost of a shared step by its title, and of the pool's losses by model."""
+def _pieces(step: Step, work: Work, sizes: Sizes) -> Iterator[tuple[str, Work]]:
+    """Yield the `work` of a shared step by its title, and that of the pool's losses by model."""
     if isinstance(step, PoolLosses):
         yield from step.cost_by_model(sizes).items()
-    elif (work := step.cost(sizes)) != Work():
+    elif work != Work():
         yield f"adapter of {step.title}" if isinstance(step, Adapter) else step.title, work
 
 
