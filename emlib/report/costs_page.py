@@ -135,10 +135,10 @@ def in_short() -> str:
         "study": ["main comparison, `table2-7b`", "the whole 7B study, `paper-7b`"], "runs": found["runs"].to_list(),
         "hours of an A100": found["GPU-hours in all"].to_list(),
         f"at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
-        "judge": [f"${cost}" for cost in found["judge $"]],
-        "or a local judge": [f"{_rounded(hours_of(name, LOCAL)['judging'])} A100-hours more" for name in SHOWN],
-        "hours of a 24 GB card": [_rounded(sum(hours_of(name, f"{CARD} {SMALL}").values())) for name in SHOWN],
-        "with a local judge": [_rounded(sum(hours_of(name, f"{CARD} {SMALL} {LOCAL}").values())) for name in SHOWN]})
+        "paid judge": [f"${cost}" for cost in found["judge $"]],
+        "local judge instead": [f"{_rounded(hours_of(name, LOCAL)['judging'])} A100-hours more" for name in SHOWN],
+        "24 GB card, hours": [_rounded(sum(hours_of(name, f"{CARD} {SMALL}").values())) for name in SHOWN],
+        "24 GB card and local judge, hours": [_rounded(sum(hours_of(name, f"{CARD} {SMALL} {LOCAL}").values())) for name in SHOWN]})
     return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
