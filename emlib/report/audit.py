@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from emlib.config import load_domains
 from emlib.core import paths
 from emlib.core.digests import of_value
 from emlib.evaluation.prediction import leave_one_out, line
@@ -28,6 +29,7 @@ from emlib.report.tables.rows import (
     whole,
 )
 from emlib.study import audit
+from emlib.study.ownership import base_of
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -133,7 +135,8 @@ def elsewhere(study: Study) -> pd.DataFrame:
     """Return the finished rows of `tables/audit.csv` of all other studies here that can be compared with this one's.
 
     These have its model, vector and layer, and rates of its general questions by its judge (`rating`). Studies share
-    runs, so that an adapter may be in several tables; here it is one row.
+    runs, so that an adapter may be in several tables; here it is one row. A data set that a profile brings is named
+    with its study, `own (mine)`, because another study's of this name has other rows.
     """
     spec, key = study.profile.audit, study.recipes.vector().key
     assert spec is not None, "the profile has a section 'audit'"
@@ -142,7 +145,10 @@ def elsewhere(study: Study) -> pd.DataFrame:
     frames = [pd.read_csv(path, dtype=texts).assign(study=path.parts[-3]) for path in files]
     found = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).reindex(columns=[*COLUMNS, "study"])
     same = (found["vector"] == key) & (found["layer"] == spec.layer) & (found["rated_by"] == rating(study))
-    return found[same].dropna(subset=["misaligned", "adapter"]).drop_duplicates("adapter", ignore_index=True)
+    one = found[same].dropna(subset=["misaligned", "adapter"]).drop_duplicates("adapter", ignore_index=True)
+    shipped = load_domains()
+    return one.assign(dataset=[name if name in shipped else f"{name} ({base_of(of)})"
+                               for name, of in zip(one["dataset"], one["study"], strict=True)])
 
 
 def expected(study: Study, runs: Sequence[Run]) -> str:

@@ -72,14 +72,21 @@ def hours_left(found: Sequence[JobStatus]) -> float | None:
     seconds: dict[str, list[float]] = {}
     for status in found:
         if status.state == "done" and status.job.trains and status.attempts:
-            # An attempt continues where the previous one stopped, so that a job takes the sum of its attempts.
-            seconds.setdefault(status.job.chapter, []).append(sum(attempt.seconds for attempt in status.attempts))
+            seconds.setdefault(status.job.chapter, []).append(_seconds(status))
     left = [status for status in found if status.state != "done" and status.job.trains]
     if not seconds:
         return 0.0 if not left else None
     of_any = fmean(one for chapter in seconds.values() for one in chapter)
     return sum(max(0.0, (fmean(seconds[one.job.chapter]) if one.job.chapter in seconds else of_any)
-                   - sum(attempt.seconds for attempt in one.attempts)) for one in left) / HOUR
+                   - _seconds(one)) for one in left) / HOUR
+
+
+def _seconds(status: JobStatus) -> float:
+    """Sum up the seconds of a job's attempts at its present content, not at that from before the profile was edited.
+
+    An attempt continues where the previous one stopped, so that a job takes the sum of its attempts.
+    """
+    return sum(one.seconds for one in status.attempts if one.digest in (None, status.job.digest))
 
 
 def spent(name: str) -> float:

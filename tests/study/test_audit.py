@@ -350,6 +350,21 @@ def test_rates_of_other_questions_or_another_judge_are_not_pooled_and_seeds_of_a
     assert found["predicted"].tolist()[3:] == pytest.approx([50, 51])
 
 
+def test_data_sets_that_studies_bring_are_as_many_as_these(
+        study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All are called `own`. A study with overrides has the data of its plain one; `cooking` is shipped."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    rows = tables.table(study, [run_of(study, "misaligned")])
+    for place, name in enumerate(("one", "one+seeds", "two", "three")):
+        known = {"misaligned": 20.0 * place, "difference": 1.0 * place}
+        some = pd.concat([rows.assign(dataset=dataset, adapter=f"{dataset}{place}", **known)
+                          for dataset in ("own", "cooking")[:1 + (name == "two")]], ignore_index=True)
+        result_tables.write(some, tables.readable(some), tmp_path / name / "tables", tables.NAME)
+    found = tables.elsewhere(study)
+    assert sorted(found["dataset"]) == ["cooking", "own (one)", "own (one)", "own (three)", "own (two)"]
+    assert "through 5 runs on 4 data sets " in tables.statement(found)
+
+
 def test_an_adapter_in_the_tables_of_two_studies_is_one_row(
         study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     frame = tables.table(study, audit.audited_runs(study, study.runs())).assign(misaligned=10.0)

@@ -83,6 +83,15 @@ def test_hours_are_those_of_all_attempts_and_what_is_left_is_what_others_took(fo
     assert hours_left([one for one in found if one.state == "done"]) == 0
 
 
+def test_hours_of_former_content_are_neither_done_nor_those_of_a_job(folder: Path) -> None:
+    """Since an edit one job took three hours; another ran two of the former content, and has all three to go."""
+    log(folder, "05_kl", attempt("05_kl", "ended", 60, digest="former"), attempt("05_kl", "ended", 180))
+    log(folder, "06_ldifs", attempt("06_ldifs", "ended", 120, digest="former"))
+    found = states(folder)
+    assert (found["05_kl"].state, found["06_ldifs"].state) == ("done", "waiting")
+    assert hours_left([found["05_kl"], found["06_ldifs"]]) == pytest.approx(3)
+
+
 def test_a_judge_that_answers_another_day_is_no_failure(folder: Path) -> None:
     log(folder, "07_persona_steering", attempt(
         "07_persona_steering", "failed", 1, error="NotebookError: 07, cell 3: JudgeWaits: 2 of 4 runs wait"))
