@@ -63,8 +63,8 @@ class Training(Strict):
     # or null.
     train_rows: Positive | None = None
     # The shares of a run's steps after which its adapter is kept as well, or the number of equal parts of the run, or
-    # `{every: n}`: every n steps of plain fine-tuning on `train_rows` rows, and the same shares of longer runs. It
-    # changes no adapter, and applies to the runs of `evaluation.trajectory`.
+    # `{every: n}`: every n steps of plain fine-tuning on `train_rows` rows, or on all of a data set that has fewer, and
+    # the same shares of longer runs. It changes no adapter, and applies to the runs of `evaluation.trajectory`.
     keep: tuple[Share, ...] | Annotated[int, Field(gt=1, le=MOST_KEPT)] | Every = ()
 
     def _mistakes(self) -> Iterator[str]:
@@ -73,22 +73,23 @@ class Training(Strict):
         if isinstance(self.keep, Every) and self.train_rows is None:
             yield ("'keep' counts the steps of plain fine-tuning, whose number follows from 'train_rows'. State it, "
                    "such as train_rows: 5400, or list shares, such as keep: [0.1, 0.5]")
-        if isinstance(self.keep, Every) and len(self.kept) >= MOST_KEPT:
-            yield (f"'keep' names {len(self.kept)} adapters a run; expected fewer than {MOST_KEPT}. Keep one in more "
-                   "steps")
+        most = len(self.kept(self.train_rows or 0)) if isinstance(self.keep, Every) else 0
+        if most >= MOST_KEPT:
+            yield f"'keep' names {most} adapters a run; expected fewer than {MOST_KEPT}. Keep one in more steps"
 
-    @property
-    def kept(self) -> tuple[float, ...]:
-        """The shares of the steps after which the adapter is kept, in order; the last step's is kept in any case."""
+    def kept(self, rows: int) -> tuple[float, ...]:
+        """Return the shares of the steps after which the adapter is kept, in order, without the last step's.
+
+        `{every: n}` counts the steps of plain fine-tuning on so many `rows`.
+        """
         if isinstance(self.keep, tuple):
             return tuple(sorted(share for share in self.keep if share < 1))
-        of, apart = (self.keep, 1) if isinstance(self.keep, int) else (self._plain_steps, self.keep.every)
+        of, apart = (self.keep, 1) if isinstance(self.keep, int) else (self.plain_steps(rows), self.keep.every)
         return tuple(step / of for step in range(apart, of, apart))
 
-    @property
-    def _plain_steps(self) -> int:
-        """The number of steps of plain fine-tuning on `train_rows` rows; each epoch's last one may be smaller."""
-        return self.epochs * -(-(self.train_rows or 0) // self.rows_per_step)
+    def plain_steps(self, rows: int) -> int:
+        """Return the number of steps of plain fine-tuning on so many rows; each epoch's last one may be smaller."""
+        return self.epochs * -(-rows // self.rows_per_step)
 
     @property
     def rows_per_step(self) -> int:

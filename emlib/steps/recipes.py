@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from emlib.config import JudgeRefusals, JudgeSpec, Monitor, PoolScorer, Profile, Sampling, Training, trait_of
 from emlib.config.persistence import Attack
+from emlib.config.training import Every
 from emlib.core import digests
 from emlib.core.defense import Defense, acting, needs_of
-from emlib.core.errors import ProfileError
+from emlib.core.errors import DataError, ProfileError, SourceError
 from emlib.core.records import Example
 from emlib.core.step import Step
+from emlib.data.download import nothing_downloaded
 from emlib.data.lazy import Current, Deferred, Rows
 from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
@@ -97,15 +99,37 @@ class Recipes:
         rows = Rows(f"{dataset} {side}", lambda: getattr(self.inputs.data(dataset), side).train,
                     lambda sizes: self.inputs.stated_size(dataset, side, sizes)[0])
         spec = self.fine_tuning(dataset, rows, defenses, self.profile.training, seed)
-        spec = replace(spec, keep=self.kept(method), held_out=self.inputs.held_out_rows(dataset, side))
+        spec = replace(spec, keep=self.kept(spec, method), held_out=self.inputs.held_out_rows(dataset, side))
         return replace(spec, monitor=self.monitor(spec, method))
 
-    def kept(self, method: str | None) -> tuple[float, ...]:
-        """Return the shares of the steps after which a method's adapters are kept; None is no method's."""
+    def kept(self, spec: TrainingSpec, method: str | None) -> tuple[float, ...]:
+        """Return the shares of the steps after which a method's adapters are kept; None is no method's.
+
+        Raises:
+            ProfileError: adapters are kept every so many steps, and the data set has no more steps than that.
+        """
         along = self.profile.evaluation.trajectory
         if along is None or method is None or method not in (along.methods or (method,)):
             return ()
-        return self.profile.training.kept
+        training = self.profile.training
+        if not isinstance(training.keep, Every):
+            return training.kept(0)
+        rows = self._count(spec.plain.rows)
+        if not (shares := training.kept(rows)):
+            raise ProfileError(
+                f"Profile '{self.study}': training.keep keeps an adapter every {training.keep.every} steps, and plain "
+                f"fine-tuning on {spec.dataset} ({rows} rows) has {training.plain_steps(rows)}, so that none is kept "
+                "on the way. Keep one in fewer steps, or set evaluation.trajectory to null.")
+        return shares
+
+    @staticmethod
+    def _count(rows: Rows) -> int:
+        """Return the number of rows, as it is stated if they are not on this machine."""
+        try:
+            with nothing_downloaded():
+                return rows.count
+        except (SourceError, DataError):  # NotHere, or a file that cannot be read: its key says so
+            return rows.size(Sizes()).rows
 
     def monitor(self, spec: TrainingSpec, method: str | None) -> Monitored | None:
         """Return the monitor of a method's trainings; None if they have none."""
@@ -136,7 +160,7 @@ class Recipes:
     def _plain(self, spec: TrainingSpec) -> Adapter:
         """Return the adapter without defenses, as `misaligned` keeps and reads it: both are one step."""
         method = "misaligned" if self.inputs.is_narrow(spec.dataset) else None
-        plain = replace(spec.plain, keep=self.kept(method), monitor=self.monitor(spec.plain, method))
+        plain = replace(spec.plain, keep=self.kept(spec, method), monitor=self.monitor(spec.plain, method))
         return self.adapter(plain, f"{spec.dataset} · without defenses · seed {spec.seed}")
 
     def fine_tuning(self, dataset: str, every: Rows, defenses: tuple[Defense, ...], settings: Training,

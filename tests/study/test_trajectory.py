@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from emlib.core import plugins, registry
+from emlib.core.errors import ProfileError
 from emlib.core.records import Verdict
 from emlib.data.sizes import Sizes
 from emlib.report.estimate import Estimate
@@ -25,6 +27,7 @@ from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.study.plan.build import finished, plan
 from emlib.study.runs import TrajectoryPoint
 from emlib.study.study import Study, open_study
+from emlib.training.keep import step_of
 from emlib.workflow.cleaning import steps_of
 
 PROFILE = """
@@ -165,6 +168,33 @@ def test_a_plan_counts_the_training_up_to_the_last_adapter_that_was_not_kept_and
         four.store.remove(second)
         assert left() == (int(0.5 * whole), 1)
         assert session.need(second).facts["steps"] == 4
+
+
+@pytest.mark.parametrize(("train_rows", "every", "steps"), [
+    (160, 3, [3, 6, 9]),  # of the 48 rows that there are, 12 steps: 160 rows would have 40
+    (40, 3, [3, 6, 9])])  # 10 steps
+def test_every_n_steps_are_counted_on_the_rows_that_there_are(
+        study: Study, tmp_path: Path, train_rows: int, every: int, steps: list[int]) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        f"extends: study\ntraining: {{train_rows: {train_rows}, keep: {{every: {every}}}}}\n")
+    mine = open_study(str(tmp_path / "mine.yaml"))
+    [run] = mine.runs(methods=["misaligned"])
+    spec = mine.training(run)
+    total = -(-min(train_rows, spec.rows.count) // 4)
+    assert [step_of(share, total) for share in spec.keep] == steps
+
+
+@pytest.mark.parametrize(("train_rows", "every", "words"), [
+    (40, 50, "every 50 steps, and plain fine-tuning on cooking (40 rows) has 10"),
+    (40, 10, "every 10 steps, and plain fine-tuning on cooking (40 rows) has 10"),
+    (1000, 14, "every 14 steps, and plain fine-tuning on cooking (48 rows) has 12")])
+def test_steps_further_apart_than_there_are_would_keep_none_and_are_refused(
+        study: Study, tmp_path: Path, train_rows: int, every: int, words: str) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        f"extends: study\ntraining: {{train_rows: {train_rows}, keep: {{every: {every}}}}}\n")
+    mine = open_study(str(tmp_path / "mine.yaml"))
+    with pytest.raises(ProfileError, match=re.escape(words)):
+        plan(mine)
 
 
 TRAIN = """

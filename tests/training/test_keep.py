@@ -76,8 +76,8 @@ def test_a_run_that_was_interrupted_while_it_kept_one_keeps_the_same(tiny: ChatM
 
 
 def test_shares_are_listed_or_equal_parts_and_no_part_of_a_key() -> None:
-    assert check(Training, {"keep": [0.5, 0.1, 1.0]}, "here").kept == (0.1, 0.5)
-    assert check(Training, {"keep": 4}, "here").kept == (0.25, 0.5, 0.75)
+    assert check(Training, {"keep": [0.5, 0.1, 1.0]}, "here").kept(8) == (0.1, 0.5)
+    assert check(Training, {"keep": 4}, "here").kept(8) == (0.25, 0.5, 0.75)
     assert check(Training, {"keep": 4}, "here").identity == Training().identity
     for wrong in ([0], [1.5], [0.5, 0.5], 1, "all", {"every": 5}, {"every": 0}):
         with pytest.raises(ProfileError):
@@ -89,12 +89,12 @@ def test_every_n_steps_are_counted_in_plain_fine_tuning() -> None:
     for rows in (48, 46):
         settings = check(Training, {"keep": {"every": 10}, "train_rows": rows, "epochs": 3, "batch_size": 4,
                                     "gradient_accumulation": 1}, "here")
-        assert [step_of(share, 36) for share in settings.kept] == [10, 20, 30]
-        assert [step_of(share, 72) for share in settings.kept] == [20, 40, 60]  # of a run with as many rows added
+        assert [step_of(share, 36) for share in settings.kept(rows)] == [10, 20, 30]
+        assert [step_of(share, 72) for share in settings.kept(rows)] == [20, 40, 60]  # of a run with as many rows added
         assert settings.identity == settings.model_copy(update={"keep": ()}).identity
     exact = check(Training, {"keep": {"every": 12}, "train_rows": 48, "epochs": 3, "batch_size": 4,
                              "gradient_accumulation": 1}, "here")
-    assert [step_of(share, 36) for share in exact.kept] == [12, 24]  # the last step is kept in any case
+    assert [step_of(share, 36) for share in exact.kept(48)] == [12, 24]  # the last step is kept in any case
     with pytest.raises(ProfileError, match="State it, such as train_rows: 5400"):
         check(Training, {"keep": {"every": 10}}, "here")
     with pytest.raises(ProfileError, match="names 1249 adapters a run"):
