@@ -30,6 +30,7 @@ from emlib.report.tables.rows import (
 )
 from emlib.study import audit
 from emlib.study.ownership import base_of
+from emlib.study.results import read_table
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
@@ -141,8 +142,7 @@ def elsewhere(study: Study) -> pd.DataFrame:
     spec, key = study.profile.audit, study.recipes.vector().key
     assert spec is not None, "the profile has a section 'audit'"
     files = [path for path in sorted(paths.runs().glob(f"*/tables/{NAME}.csv")) if path.parts[-3] != study.name]
-    texts = dict.fromkeys(("vector", "adapter", "rated_by"), str)
-    frames = [pd.read_csv(path, dtype=texts).assign(study=path.parts[-3]) for path in files]
+    frames = [read_table(path).assign(study=path.parts[-3]) for path in files]
     found = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).reindex(columns=[*COLUMNS, "study"])
     same = (found["vector"] == key) & (found["layer"] == spec.layer) & (found["rated_by"] == rating(study))
     one = found[same].dropna(subset=["misaligned", "adapter"]).drop_duplicates("adapter", ignore_index=True)

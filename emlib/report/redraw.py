@@ -18,6 +18,7 @@ from emlib.core import paths
 from emlib.report.audit import rate_against_difference
 from emlib.report.figures import conditions, defenses, plots
 from emlib.report.tables import pairs
+from emlib.study.results import read_table
 
 # Each figure, by the table that it is drawn from. `tradeoff` is of means over seeds where there are some.
 DRAWN: dict[tuple[str, str], Callable[[pd.DataFrame], Figure]] = {
@@ -31,7 +32,7 @@ def drawn(folder: Path) -> Iterator[tuple[str, Figure]]:
     """Draw each figure that is in the folder with its table, and name it."""
     for (name, table), draw in DRAWN.items():
         if (path := folder / f"{table}.csv").is_file() and (folder / f"{name}.png").is_file():
-            yield name, draw(pd.read_csv(path))
+            yield name, draw(read_table(path))
 
 
 def redraw(folder: Path) -> list[Path]:

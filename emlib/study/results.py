@@ -16,6 +16,17 @@ from emlib.study.runs import FILES, Run, RunResult, Section
 from emlib.study.stamps import is_recorded
 from emlib.study.tasks import GRPO
 
+NAMES = ("model", "dataset", "task", "method", "trigger", "attack", "set", "against", "run_key", "vector", "adapter",
+         "rated_by")  # columns of our tables
+
+
+def read_table(path: Path, **types: str) -> pd.DataFrame:
+    """Read a table of ours (CSV): only an empty cell is missing, and names are texts, also one such as `null` or `inf`.
+
+    `types` are those of further columns.
+    """
+    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, "str") | types, keep_default_na=False, na_values=[""])
+
 
 def write(folder: Path, profile: Profile, finished: Mapping[Section, Sequence[RunResult]]) -> list[Path]:
     """Write the files of those sections that have a finished run, and remove those of others. Return their paths."""
@@ -37,7 +48,7 @@ def read(folder: Path, profile: Profile, section: Section) -> Iterator[tuple[Run
     path = folder / FILES[section]
     if not (path.is_file() and is_recorded(profile, folder)):
         return
-    for row in pd.read_csv(path, dtype={"tier": "Int64"}).to_dict("records"):
+    for row in read_table(path, tier="Int64").to_dict("records"):
         values: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in row.items()}
         yield Run(task=_task(values, section), **{field.name: values[field.name] for field in fields(Run)
                                                   if field.name != "task"}), values

@@ -120,7 +120,8 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
     """Return the findings that those of the study's tables support that were made with the profile."""
     paths_of = {name: folder / "tables" / f"{name}.csv" for name in ("own", "rates", "benign", "grpo", "triggers")}
     left_out = former(profile, folder, (path.with_suffix(".tex") for path in paths_of.values()), pages.TABLES)
-    tables = {name: pd.read_csv(path) for name, path in paths_of.items() if path.is_file() and name not in left_out}
+    tables = {name: results.read_table(path) for name, path in paths_of.items()
+              if path.is_file() and name not in left_out}
     means = claims.means(tables["rates"]) if "rates" in tables else pd.DataFrame()
     found = claims.of_own(tables["own"], profile.own.bounds) if "own" in tables and profile.own is not None else []
     found += claims.of_rates(means) if len(means) else []

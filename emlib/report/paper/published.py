@@ -18,6 +18,7 @@ import pandas as pd
 
 from emlib.core.errors import DataError
 from emlib.evaluation.statistics import wilson
+from emlib.study.results import read_table
 from emlib.study.runs import Run
 
 FOLDER = Path(__file__).parent / "numbers"
@@ -51,7 +52,7 @@ def table(number: int) -> pd.DataFrame:
     if number not in TABLES:
         raise DataError(f"Table {number} of the paper holds no results. These tables do: "
                         f"{', '.join(map(str, TABLES))}.")
-    return pd.read_csv(FOLDER / f"table{number:02}.csv").assign(table=number)
+    return read_table(FOLDER / f"table{number:02}.csv").assign(table=number)
 
 
 def rates(*numbers: int) -> pd.DataFrame:

@@ -224,4 +224,4 @@ def _in_table(study: Study, name: str) -> frozenset[Run]:
         return frozenset()
     return frozenset(Run(study.profile.model.name, row["dataset"], row["method"],
                          None if pd.isna(row["setting"]) else row["setting"], row["seed"])
-                     for row in pd.read_csv(path).to_dict("records"))
+                     for row in results.read_table(path).to_dict("records"))
