@@ -138,7 +138,8 @@ def in_short() -> str:
         "paid judge": [f"${cost}" for cost in found["judge $"]],
         "local judge instead": [f"{_rounded(hours_of(name, LOCAL)['judging'])} A100-hours more" for name in SHOWN],
         "24 GB card, hours": [_rounded(sum(hours_of(name, f"{CARD} {SMALL}").values())) for name in SHOWN],
-        "24 GB card and local judge, hours": [_rounded(sum(hours_of(name, f"{CARD} {SMALL} {LOCAL}").values())) for name in SHOWN]})
+        "24 GB card and local judge, hours": [_rounded(sum(hours_of(name, f"{CARD} {SMALL} {LOCAL}").values()))
+                                              for name in SHOWN]})
     return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
