@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -56,17 +55,24 @@ class Choosing:
             write_records(self.path, kept)
 
     def rows(self, count: int, number: int, model: nn.Module, objective: Objective,
-             batch_size: int) -> tuple[list[Encoded], dict[str, float]]:
-        """Return the `count` rows that are chosen for step `number` (from 0), and the metric of their scores.
+             batch_size: int) -> tuple[list[Encoded], dict[str, float], int]:
+        """Return the `count` rows that are chosen for step `number` (from 0), the metric of their scores, and a size.
 
+        The size is the tokens of the candidates whose losses the defense asked for. Of equal ones one is computed.
         The defense is asked before the first step also where no row has a place there: a loss that it compares later
         ones with is that of the untrained model.
         """
         if not self.offered.count or (number and not count):
-            return [], {}
-        losses = partial(row_losses, model, self.offered.rows, batch_size, self.ranks)
+            return [], {}, 0
+        read = 0
+
+        def losses() -> list[float]:
+            nonlocal read
+            read += sum(len(row.input_ids) for row in {row.key: row for row in self.offered.rows}.values())
+            return row_losses(model, self.offered.rows, batch_size, self.ranks)
+
         chosen = objective.of_kind(self.offered.kind).next_rows(count, number, self.steps, losses)
         for place, score in chosen if self.ranks.first else ():
             append_record(self.path, ChosenRow(number + 1, place, self.offered.rows[place].key, score))
         return [self.offered.rows[place] for place, _ in chosen], {} if not count else {
-            f"{self.offered.kind} score": sum(score for _, score in chosen) / count}
+            f"{self.offered.kind} score": sum(score for _, score in chosen) / count}, read

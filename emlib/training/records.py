@@ -15,7 +15,8 @@ class StepRecord:
     """One line of the log. `loss` is the mean cross-entropy over the step's response tokens, in nats.
 
     `penalties` holds the metrics of the step's defenses: `kl` in nats per token, `ldifs` the squared distance per token
-    (or in the unit of its option `per`), `shift` the measured norm of what steering added.
+    (or in the unit of its option `per`), `shift` the measured norm of what steering added. `seconds` include what its
+    defenses computed after the step, and `scored` are the tokens of the candidates that they scored before it.
     """
 
     step: int
@@ -26,6 +27,7 @@ class StepRecord:
     response_tokens: int
     seconds: float
     penalties: dict[str, float] = field(default_factory=dict)
+    scored: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainingSummary:
 
     `how` describes the last session's methods, with reasons: whether `rows` were packed, whether blocks were
     `recomputed` (gradient checkpointing), and how the `head` processed its logits. A defense may have ended training
-    before `planned_steps`.
+    before `planned_steps`, and may have chosen rows from candidates that it scored: `scored_tokens` in all.
     """
 
     steps: int
@@ -46,6 +48,7 @@ class TrainingSummary:
     peak_memory: float | None = None
     how: dict[str, str] = field(default_factory=dict)
     planned_steps: int | None = None
+    scored_tokens: int = 0
 
 
 def read_log(folder: Path, steps: int | None = None) -> list[StepRecord]:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -84,11 +84,13 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
         monitoring = Monitoring(watch, model, settings.batch_size, folder if ranks.first else None,
                                 done=len(records), total=len(steps))
         for number in progress:
-            records.append(take(number))
+            record = take(number)
             keeping.after(number + 1)
+            record, stops = _shown(record, objective, evaluate, ranks, device)
+            records.append(record)
             if ranks.first:
-                append_record(folder / LOG, records[-1])
-            if objective.watches and ranks.any_wants(objective.on_step(records[-1], evaluate), device):
+                append_record(folder / LOG, record)
+            if stops:
                 break  # the monitor reads below what its defenses leave
             monitoring.after(number + 1)
             progress.set_postfix(loss=f"{records[-1].loss:.3f}", **monitoring.shown)
@@ -101,7 +103,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
         len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
         type(optimizer).__name__, sum(row.truncated for row in (*rows, *offered.rows)), peak.mib,
         {"rows": f"not packed: {unpacked_reason}" if unpacked_reason else "packed", "recomputed": recompute.summary,
-         "head": head_method(model, objective.compares_in_head)}, len(steps))
+         "head": head_method(model, objective.compares_in_head)}, len(steps),
+        sum(r.scored for r in records))
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,8 @@ class _Steps:
         started, batch_size = time.perf_counter(), self.settings.batch_size
         torch.manual_seed(derive(self.seed, "dropout", number))
         fixed = [self.rows[place] for place in self.plan[number] if place < len(self.rows)]
-        chosen, scores = self.choosing.rows(len(self.plan[number]) - len(fixed), number, self.model, self.objective,
-                                            batch_size)
+        chosen, scores, scored = self.choosing.rows(len(self.plan[number]) - len(fixed), number, self.model,
+                                                    self.objective, batch_size)
         totals, metrics = _backward(self.model, [*fixed, *chosen], batch_size, self.objective, self.ranks)
         trained = [weights for group in self.optimizer.param_groups for weights in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm))
@@ -144,7 +147,17 @@ class _Steps:
         rate = learning_rate(number, len(self.plan), self.settings)
         _update(self.optimizer, rate)
         return StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,
-                          round(time.perf_counter() - started, 4), metrics | scores)
+                          round(time.perf_counter() - started, 4), metrics | scores, scored)
+
+
+def _shown(record: StepRecord, objective: Objective, evaluate: Evaluation, ranks: Ranks,
+           device: torch.device) -> tuple[StepRecord, bool]:
+    """Show a finished step to the defenses; return it with the time that they took, and whether one ends training."""
+    if not objective.watches:
+        return record, False
+    started = time.perf_counter()
+    stops = ranks.any_wants(objective.on_step(record, evaluate), device)
+    return replace(record, seconds=round(record.seconds + time.perf_counter() - started, 4)), stops
 
 
 def learning_rate(step: int, steps: int, settings: Training) -> float:

@@ -68,12 +68,13 @@ def test_the_losses_before_training_are_those_before_the_first_step(tmp_path: Pa
     with bench.model(stirred=False) as model:
         choosing, objective = Choosing(bench.offered, 4, tmp_path, 0, ALONE), bench.objective(ONLINE)
         before = row_losses(model, bench.offered.rows, 2, ALONE)
-        assert choosing.rows(0, 0, model, objective, 2) == ([], {})
+        tokens = sum(len(row.input_ids) for row in bench.offered.rows)
+        assert choosing.rows(0, 0, model, objective, 2) == ([], {}, tokens)
         for name, weights in model.named_parameters():
             if "lora_B" in name:
                 weights.data.add_(0.1)
         after = row_losses(model, bench.offered.rows, 2, ALONE)
-        [row], metrics = choosing.rows(1, 1, model, objective, 2)
+        [row], metrics, _ = choosing.rows(1, 1, model, objective, 2)
     worst = max(range(len(before)), key=lambda place: (after[place] - before[place]) / (before[place] + 0.1))
     assert row is bench.offered.rows[worst]
     assert metrics == {"interleaving score": pytest.approx((after[worst] - before[worst]) / (before[worst] + 0.1))}
@@ -156,6 +157,9 @@ def test_a_whole_training_equals_a_naive_one_in_float64(
     found = chosen(tmp_path / "run")
     assert [[row.candidate for row in found if row.step == step] for step in range(1, len(logged) + 1)] == expected
     log = read_log(tmp_path / "run")
+    once = sum(len(row.input_ids) for row in bench.offered.rows)  # before the first of 8 steps, and of each later part
+    assert [step.scored for step in log] == [once, 0, once, 0, once, 0, once, 0]
+    assert summary.scored_tokens == 4 * once
     assert [step.loss for step in log] == pytest.approx(logged, rel=ROUNDING)
     assert all(apart(ours.double(), theirs) < ROUNDING for ours, theirs in zip(gradients, by_autograd, strict=True))
     assert [row.digest for row in found] == [bench.offered.rows[row.candidate].key for row in found]
@@ -172,6 +176,8 @@ def test_killed_and_resumed_it_records_the_same_choices(tmp_path: Path) -> None:
     for checkpoint in (1, 3):
         assert torch.equal(bench.train(f"killed {checkpoint}", ONLINE, kill_after=checkpoint), whole)
         assert chosen(tmp_path / f"killed {checkpoint}") == chosen(tmp_path / "whole")
+        logs = [read_log(tmp_path / name) for name in (f"killed {checkpoint}", "whole")]
+        assert len({tuple(step.scored for step in log) for log in logs}) == 1
 
 
 def test_at_its_default_all_candidates_are_scored_again_eight_times() -> None:

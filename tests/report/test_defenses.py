@@ -216,6 +216,13 @@ def test_what_a_reference_model_reads_is_a_third_of_the_work_of_training(reads: 
     assert costs._work(study, Run("m", "cooking", "kl", 1.0, 0), stopped, 100) == pytest.approx(half)
 
 
+def test_passes_over_the_candidates_that_training_chooses_from_are_a_third_of_the_work_of_training() -> None:
+    """100 tokens of its own and 20 chosen ones; 240 that were scored are as much as 80 more."""
+    study: Any = SimpleNamespace(task=lambda run: SimpleNamespace(adapter=lambda run: SimpleNamespace(reads="none")))
+    facts = {"tokens": 120, "scored_tokens": 240}
+    assert costs._work(study, Run("m", "cooking", "online", None, 0), facts, 100) == pytest.approx(200)
+
+
 def test_times_within_the_noise_of_the_machine_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`aligned` and `misaligned` do equal work a token: 0.2 and 0.1 s are noise, which hides what KL takes."""
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))

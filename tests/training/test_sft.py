@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from emlib.config import Lora, Training
+from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
 from emlib.data.chat import Encoded
 from emlib.data.mixing import plan_steps
@@ -23,7 +25,7 @@ from emlib.models.batches import Batch, collate, forward_batches
 from emlib.models.kernels import fitted
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
-from emlib.training import checkpoint
+from emlib.training import checkpoint, sft
 from emlib.training.objective import Objective, Totals
 from emlib.training.records import LOG, TrainingSummary, read_log
 from emlib.training.sft import fine_tune, learning_rate, make_optimizer
@@ -74,6 +76,28 @@ def test_padding_and_accumulation_change_nothing(tiny: ChatModel) -> None:
     assert expected.abs().max() > 0
     for others in (alone, pairs):
         assert apart(gradient(tiny, others), expected) < ROUNDING
+
+
+class Looking(Defense):
+    """A look takes 10 seconds."""
+
+    listed: ClassVar = False
+    kind: Literal["looking"] = "looking"
+
+    def on_step(self, record: Any, evaluate: Any) -> bool:
+        CLOCK.now += 10
+        return False
+
+
+CLOCK = SimpleNamespace(now=0.0)
+
+
+def test_the_seconds_of_a_step_include_what_a_defense_computes_after_it(
+        tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "time", SimpleNamespace(perf_counter=lambda: CLOCK.now))
+    _, summary = train(tiny, tmp_path, objective=Objective([Looking()]))
+    assert {one.seconds for one in read_log(tmp_path)} == {10}
+    assert summary.seconds == 10 * summary.steps
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

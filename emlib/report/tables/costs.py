@@ -31,9 +31,10 @@ def training(study: Study) -> pd.DataFrame:
     """Compare each finished run's training with `misaligned` on the same data set and seed.
 
     `work`, `time`, `time a token` and `memory` are ratios to that run; NaN if it is missing or did not record them.
-    `work` is counted, so that it is exact: the tokens trained on, and a third of those that a reference model reads.
-    Times are measured, and as good as the machine was quiet (`noise`). On a CPU the memory is that of the whole
-    process, including what earlier runs of a session allocated; the benchmarks measure it in separate processes.
+    `work` is counted: the tokens trained on, and a third of those that a reference model reads or on which candidates
+    are scored. What `early_stop` or a plugin reads to look at the model is in the times alone. Times are measured, and
+    as good as the machine was quiet (`noise`). On a CPU the memory is that of the whole process, including what earlier
+    runs of a session allocated; the benchmarks measure it in separate processes.
     """
     found = {run: artefact.facts for run in study.runs() if (artefact := study.adapter(run)) is not None}
     rows = []
@@ -52,12 +53,13 @@ def training(study: Study) -> pd.DataFrame:
 def _work(study: Study, run: Run, facts: Mapping[str, Any], plain: int) -> float:
     """Return a run's work in tokens trained on; the reference model's passes over all or over added rows count too.
 
+    So do passes over the candidates that training chooses from; runs trained before that was recorded have 0 of them.
     `plain` is the tokens of `misaligned`: what a run that stops early trains on beyond its part of them is added.
     """
     tokens, planned = facts["tokens"], facts.get("planned_steps")
     part = facts["steps"] / planned if planned else 1.0
     read = {"all": tokens, "added": max(0.0, tokens - part * plain), "none": 0}[study.task(run).adapter(run).reads]
-    return tokens + FORWARD * read
+    return tokens + FORWARD * (read + facts.get("scored_tokens", 0))
 
 
 def noise(study: Study) -> tuple[float, list[list[str]]]:

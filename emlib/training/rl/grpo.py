@@ -190,17 +190,24 @@ class _Run:
             {"loss": metrics["shift"], "rollout": self.rollouts.shift}, len(drawn),
             sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4),
             self.trainer.penalties.taken())
+        record = self._shown(record)
         self.records.append(record)
         for completion in self._kept(place + 1):
             append_record(self.folder / COMPLETIONS, completion)
         append_record(self.folder / STEPS, record)
         done = len(self.records)
-        counted = replace(record, step=done)  # among RL steps: supervised ones between them are not looked at
-        self.stopped = any(defense.on_step(counted, self.evaluate) for defense in self.condition.acting)
         if self.stopped:  # said before the checkpoint: a run that is killed in between decides the same again
             write_text(self.folder / STOPPED, str(done))
         if self.stopped or done % self.settings.training.checkpoint_every == 0 or done == self.steps:
             self._checkpoint()
+
+    def _shown(self, record: RlStep) -> RlStep:
+        """Show a finished step to the defenses, which may stop the run; return it with the time that they took."""
+        started = time.perf_counter()
+        counted = replace(record, step=len(self.records) + 1)  # supervised steps between RL steps are not looked at
+        stops = [defense.on_step(counted, self.evaluate) for defense in self.condition.acting]
+        self.stopped = any(stops)  # of a list: each of them sees the step
+        return replace(record, seconds=round(record.seconds + time.perf_counter() - started, 4))
 
     def finish(self) -> RlSummary:
         """Give the model the weights of the best stretch."""
