@@ -307,6 +307,18 @@ def acting(defenses: Iterable[Defense]) -> list[Defense]:
     return [defense for defense in defenses if not defense.is_null]
 
 
+def states(defenses: Iterable[Defense]) -> dict[str, Any]:
+    """Return the defenses' states for a checkpoint, by kind."""
+    return {defense.kind: state for defense in defenses if (state := defense.state())}
+
+
+def restore(defenses: Iterable[Defense], found: Mapping[str, Any]) -> None:
+    """Restore the defenses' states, as returned by `states`."""
+    for defense in defenses:
+        if defense.kind in found:
+            defense.restore(found[defense.kind])
+
+
 def left_out(defenses: Iterable[Defense], rows: Sequence[Example], artefacts: Artefacts) -> frozenset[int]:
     """Return the places of the rows that the defenses leave out of a training."""
     return frozenset(place for defense in acting(defenses) for place in defense.filtered(rows, artefacts))

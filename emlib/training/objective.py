@@ -127,16 +127,6 @@ class Objective:
         for defense in self.defenses:
             defense.after(model, self.artefacts)
 
-    def states(self) -> dict[str, Any]:
-        """Return the defenses' states for a checkpoint, by kind."""
-        return {defense.kind: state for defense in self.defenses if (state := defense.state())}
-
-    def restore(self, states: Mapping[str, Any]) -> None:
-        """Restore the defenses' states, as returned by `states`."""
-        for defense in self.defenses:
-            if defense.kind in states:
-                defense.restore(states[defense.kind])
-
     def layers_read(self, model: nn.Module) -> tuple[int, ...]:
         """Return the decoder blocks whose outputs some penalty needs."""
         return layers_read(model, self.defenses)

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from emlib.config import Training
+from emlib.core.defense import restore, states
 from emlib.core.errors import EmlibError
 from emlib.core.files import append_record, write_records
 from emlib.core.progress import bar
@@ -67,7 +68,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(list(parameters.values()), settings)
     records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
-    objective.restore(checkpoint.states_of_defenses(folder))
+    restore(objective.defenses, checkpoint.states_of_defenses(folder))
     choosing = Choosing(offered, len(steps), folder, len(records), ranks)
     take = _Steps(model, rows, steps, settings, seed, objective, choosing, optimizer, ranks, folder / LOG).take
     if ranks.first:
@@ -95,7 +96,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
             monitoring.after(number + 1)
             progress.set_postfix(loss=f"{records[-1].loss:.3f}", **monitoring.shown)
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
-                checkpoint.save(folder, number + 1, parameters, optimizer, objective.states())
+                checkpoint.save(folder, number + 1, parameters, optimizer, states(objective.defenses))
         objective.after(model)
         monitoring.after(len(records), last=True)
     keeping.rest(len(records))

@@ -14,7 +14,7 @@ from emlib.defenses.kl import Kl
 
 # What training and keys read of a defense; only a defense of ours that keeps old keys or saves work overrides some.
 READ = ("model_config", "identity", "is_null", "factor", "runs_reference", "has", "acts_after", "reads_nothing")
-BOTH = ("fits", "excludes", "needs", "prepare", "reads_layers", "named_layers")
+BOTH = ("fits", "excludes", "needs", "prepare", "reads_layers", "named_layers", "state", "restore")
 ONLY_IN_GRPO = {*GRPO, "acts_in"} - set(FINE_TUNING)
 
 

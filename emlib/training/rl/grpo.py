@@ -41,6 +41,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from emlib.config import Grpo
+from emlib.core.defense import restore, states
 from emlib.core.errors import EmlibError
 from emlib.core.files import append_record, read_appended, write_records, write_text
 from emlib.core.hooks import Active
@@ -116,6 +117,7 @@ class _Run:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(list(self.parameters.values()), training)
         self.done = checkpoint.restore(folder, self.parameters, self.optimizer)
+        restore(condition.acting, checkpoint.states_of_defenses(folder))
         self.records, self.supervised_records = self._records_until(self.done)
         said = folder / STOPPED
         self.stopped = said.is_file() and said.read_text(encoding="utf-8") == str(self.done)
@@ -228,7 +230,7 @@ class _Run:
         found = best(self.records, every)
         if found is not None and found.steps == done:
             tensors.save(self._weights(done), self.parameters)
-        checkpoint.save(self.folder, done, self.parameters, self.optimizer)
+        checkpoint.save(self.folder, done, self.parameters, self.optimizer, states(self.condition.acting))
         for stretch in stretches(self.records, every):
             if found is not None and stretch.steps != found.steps:
                 self._weights(stretch.steps).unlink(missing_ok=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
+from peft import PeftModel
+from pydantic import PrivateAttr
 from torch import Tensor
 
+from emlib.core.defense import GrpoDefense
 from emlib.defenses.early_stop import DriftStop
 from emlib.evaluation.records import Reading
 from emlib.evaluation.rewards import Rewards, Scored
@@ -17,6 +22,7 @@ from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
 from emlib.training import checkpoint
 from emlib.training.monitor import ModelReader, write_inputs
+from emlib.training.rl import grpo
 from emlib.training.rl.condition import Condition
 from emlib.training.rl.grpo import STOPPED, RlSummary
 from emlib.training.rl.records import COMPLETIONS, read_steps
@@ -149,3 +155,53 @@ def test_a_run_that_is_killed_before_it_stops_or_while_it_does_ends_in_the_same_
     torch.testing.assert_close(found, expected)
     once_more, _ = stopping(tiny, tmp_path / "killed", inputs, threshold, score=None)  # nothing is left to score
     assert once_more.steps == first
+
+
+class Patience(GrpoDefense):
+    """It stops after so many looks, which it counts, and a look takes 10 seconds."""
+
+    kind: Literal["patience"] = "patience"
+    looks: int = 4
+    _seen: int = PrivateAttr(default=0)
+
+    def on_step(self, record: Any, evaluate: Any) -> bool:
+        self._seen += 1
+        CLOCK.now += 10
+        return self._seen >= self.looks
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self._seen}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._seen = state["seen"]
+
+
+CLOCK = SimpleNamespace(now=0.0)
+
+
+def test_a_run_that_is_killed_remembers_what_a_defense_counted(tiny: ChatModel, tmp_path: Path) -> None:
+    """It is killed in step 4, and the checkpoint is after step 2."""
+    calls: list[int] = []
+
+    def interrupted(batch: Sequence[Scored]) -> list[Rewards | None]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return by_length(batch)
+
+    def patient(score: object = by_length) -> RlSummary:
+        with new_lora(tiny.model, LORA, 0) as model:
+            return train(model, tiny, tmp_path, problems=PROBLEMS, score=score,  # type: ignore[arg-type]
+                         condition=Condition(SYSTEM, (Patience(),)))
+
+    with pytest.raises(KeyboardInterrupt):
+        patient(interrupted)
+    assert len(read_steps(tmp_path)) == 3
+    assert patient().steps == 4
+
+
+def test_the_seconds_of_a_step_include_what_a_defense_computes_after_it(
+        lora: PeftModel, tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpo, "time", SimpleNamespace(perf_counter=lambda: CLOCK.now))
+    train(lora, tiny, tmp_path, condition=Condition(SYSTEM, (Patience(),)))
+    assert [one.seconds for one in read_steps(tmp_path)] == [10, 10]
