@@ -146,14 +146,22 @@ class Grpo(Strict):
                    "it")
         for method in self.methods:
             method.fits(self)
-            yield from self._without_supervision(method)
+            yield from self._supervised_wrongly(method)
             yield from (f"method '{method.name}': {reason}" for reason in inactive(method.defenses, self.engine))
 
-    def _without_supervision(self, method: RlMethod) -> Iterator[str]:
-        """Yield which share of supervised steps amounts to none, at any value of a sweep."""
+    def _supervised_wrongly(self, method: RlMethod) -> Iterator[str]:
+        """Yield which share of supervised steps amounts to none, at any value of a sweep, and who asks beside another.
+
+        A run has the supervised steps of one source.
+        """
         for setting in method.sweep or (None,):
-            for share in [defense.supervision.share for defense in method.at(setting) if defense.supervision]:
-                if self.steps and share > 0 and supervised_steps(self.steps, share) == 0:
+            shares = {one.kind: one.supervision.share for one in method.at(setting)
+                      if one.supervision is not None and one.supervision.share > 0}
+            if len(shares) > 1:
+                yield (f"method '{method.name}': {' and '.join(shares)} each ask for supervised steps, and a run has "
+                       "those of one. Use one of them")
+            for share in shares.values():
+                if self.steps and supervised_steps(self.steps, share) == 0:
                     yield (f"method '{method.name}': a share of {share:g} amounts to no supervised step beside "
                            f"{self.steps} RL steps, so that the run would equal 'grpo'. One step is a share of "
                            f"{1 / (self.steps + 1):.2g}; choose that or more")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emlib.config import load_profile
-from emlib.core import paths
+from emlib.config import Profile, load_profile
+from emlib.core import paths, plugins, registry
 from emlib.core.errors import DataError, JudgeError, ProfileError
 from emlib.core.files import read_records
 from emlib.core.records import Answer, Example, Message
@@ -382,6 +382,46 @@ def test_a_mistake_in_the_section_is_told(tmp_path: Path, section: str, words: l
     with pytest.raises(ProfileError) as caught:
         load_profile(str(profile(tmp_path, more=f"grpo: {section}\n")))
     assert all(word in str(caught.value) for word in [*words, "mine.yaml"]), str(caught.value)
+
+
+SECOND = """
+from typing import ClassVar, Literal
+
+from emlib import Defense
+from emlib.core.hooks import Supervision
+
+
+class Second(Defense):
+    label: ClassVar = "Supervised steps on other rows"
+    kind: Literal["second"] = "second"
+    share: float = 0.5
+
+    @property
+    def supervision(self):
+        return Supervision("demo/cooking.jsonl", 8, self.share)
+
+
+Second.in_grpo = Second
+"""
+
+
+def test_a_second_defense_with_supervised_steps_is_refused_unless_it_takes_none(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.kinds()
+    monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setenv(plugins.ALLOW, "yes")
+    (tmp_path / "second.py").write_text(SECOND)
+
+    def both(share: float) -> Profile:
+        first = "{kind: interleaving, source: demo/pool.jsonl, rows: 8, share: 0.5}"
+        second = f"{{kind: second, share: {share}}}"
+        return load_profile(str(profile(tmp_path, f"[{{name: both, defenses: [{first}, {second}]}}]",
+                                        "plugins: [second.py]\n")))
+
+    with pytest.raises(ProfileError, match="'both': interleaving and second each ask for supervised steps"):
+        both(0.5)
+    assert both(0.0).grpo is not None
 
 
 def test_only_profiles_with_the_section_have_the_chapter(monkeypatch: pytest.MonkeyPatch) -> None:
