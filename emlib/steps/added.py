@@ -30,6 +30,11 @@ class Against:
     strength: float
     assessment: Assessment | None  # whose judge checks the answers, by the trait's rubric; None: nobody does
 
+    @property
+    def title(self) -> str:
+        unchecked = "unchecked " if self.assessment is None else ""
+        return f"{unchecked}answers steered against the trait by {self.strength:g} at layer {self.layer}"
+
 
 @dataclass(frozen=True)
 class OwnAnswers(AdapterStep):
@@ -53,7 +58,7 @@ class OwnAnswers(AdapterStep):
     @property
     def title(self) -> str:
         model = "the untrained model" if self.adapter is None else self.adapter.title
-        how = "on-policy answers" if self.against is None else "answers steered against the trait"
+        how = "on-policy answers" if self.against is None else self.against.title
         return f"{how} of {model} ({self.selection.order})"
 
     def cost(self, sizes: Sizes) -> Work:

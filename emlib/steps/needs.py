@@ -78,7 +78,8 @@ class ChangeComponents(AdapterStep):
     @property
     def title(self) -> str:
         assert self.adapter is not None, "the model without an adapter changes nothing"
-        return f"components of change: {self.adapter.title}, on {self.rows.title}"
+        layers = ", ".join(map(str, self.layers))
+        return f"components of change: {self.adapter.title}, on {self.rows.title}, layers {layers}"
 
     def cost(self, sizes: Sizes) -> Work:
         size = self.rows.size(sizes)
@@ -158,7 +159,7 @@ class ReferenceProjections(Reference):
 
     @property
     def _what(self) -> str:
-        return f"reference projections: {self.spec.rows.title}"
+        return f"reference projections: {self.spec.rows.title}, layers {', '.join(map(str, self.layers))}"
 
     def _bytes_a_token(self, sizes: Sizes) -> float:
         return len(self.layers) * STATE_BYTES["float32"]

@@ -151,4 +151,6 @@ class Selection(Step):
     @property
     def order(self) -> str:
         """How the rows are ordered, for titles."""
-        return f"by score for {self.dataset}" if self.losses is not None else f"at random, seed {self.seed}"
+        if self.losses is None:
+            return f"at random, seed {self.seed}"
+        return f"by score for {self.dataset}{', without refusals' if self.filtered else ''}"

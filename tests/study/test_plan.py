@@ -18,7 +18,7 @@ from emlib.config.data import HubSet
 from emlib.config.shapes import Shape, shape
 from emlib.core import paths
 from emlib.core.errors import DataError, SourceError
-from emlib.core.step import Work, total
+from emlib.core.step import Work, closure, total
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
 from emlib.data.sizes import Sizes, likely_tokens
@@ -128,6 +128,31 @@ def test_only_without_any_paid_judge_nothing_leaves_the_machine(tmp_path: Path) 
 def test_the_profile_of_the_main_table_plans_its_runs_alone() -> None:
     assert set(planned("table2-7b")[1]) == printed(2)
     assert set(planned("table2-7b")[1]) < set(planned("paper-7b")[1])
+
+
+@pytest.mark.parametrize(("what", "defenses"), [
+    ("answers steered", ["interleaving, fraction: 0.5, answers: virtuous, layer: 2, strength: 1.0",
+                         "interleaving, fraction: 0.5, answers: virtuous, layer: 2, strength: 2.0",
+                         "interleaving, fraction: 0.5, answers: virtuous, layer: 1, strength: 2.0",
+                         "interleaving, fraction: 0.5, answers: virtuous, layer: 1, strength: 2.0, checked: false"]),
+    ("on-policy answers", ["interleaving, fraction: 0.5, answers: on_policy, choose: score",
+                           "interleaving, fraction: 0.5, answers: on_policy, choose: score_without_refusals"]),
+    ("components of change", ["concept_ablation, directions: components, layers: [1]",
+                              "concept_ablation, directions: components, layers: [1, 2]"]),
+    ("reference projections", ["projection_penalty, reference: stored, layers: [1]",
+                               "projection_penalty, reference: stored, layers: [2]"])])
+def test_work_with_other_options_is_another_line(tmp_path: Path, what: str, defenses: list[str]) -> None:
+    """There are as many as keys in the store, each with its whole work."""
+    methods = ", ".join(f"{{name: m{number}, defenses: [{{kind: {defense}}}]}}"
+                        for number, defense in enumerate(defenses))
+    (tmp_path / "many.yaml").write_text(f"extends: tiny\nmethods: [misaligned, {methods}]\naudit: null\nbenign: null\n"
+                                        "grpo: null\npersistence: null\nevaluation: {triggers: null}\n")
+    study = open_study(str(tmp_path / "many.yaml"))
+    steps = closure(step for run in study.runs() if (step := study.task(run).adapter(run)) is not None)
+    lines = {one.title: one.work for one in plan(study).shared if what in one.title}
+    found = {step.key: step for step in steps if what in step.title}
+    assert len(lines) == len(found) == len(defenses)
+    assert lines == {step.title: step.cost(Sizes()) for step in found.values()}
 
 
 def test_what_several_runs_need_is_in_the_plan_once() -> None:
