@@ -63,6 +63,21 @@ def test_a_claim_is_the_share_of_the_effect_that_is_gone_and_names_its_chapter()
         "these, `inoculation` keeps the largest part of the in-domain share: 60%.")
 
 
+def test_a_claim_from_fewer_seeds_than_others_have_says_so() -> None:
+    """As the table does: three seeds of all but `kl`, which has one, and `aligned`, which has two."""
+    every = rates(*BASE, ("kl", 1.0, 10.0, 90.0), ("inoculation", None, 14.0, 60.0))
+    fewer = pd.concat([every, every[every["method"] != "kl"].assign(seed=1),
+                       every[~every["method"].isin(["kl", "aligned"])].assign(seed=2)])
+    general, prevented = claims.of_rates(claims.means(fewer))
+    assert "12.0% after fine-tuning on the aligned rows (2 of 3 seeds)." in general.text
+    assert "10.0% before fine-tuning and" in general.text
+    assert "is removed under `kl` 1 (1 of 3 seeds), `inoculation`. Of these, `kl` 1 keeps" in prevented.text
+    missed = fewer.assign(general_misaligned=fewer["general_misaligned"].where(fewer["method"] != "inoculation"))
+    weak = missed.assign(general_misaligned=missed["general_misaligned"].where(missed["method"] != "kl", 30.0))
+    assert claims.of_rates(claims.means(weak))[1].text.endswith("`kl` 1 (1 of 3 seeds) is closest with 50.0%, and "
+                                                                "keeps 90% of the in-domain share.")
+
+
 def test_where_no_defense_does_it_the_claim_says_so() -> None:
     frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 15.0, 20.0)))
     assert claims.of_rates(frame)[1].text.startswith(

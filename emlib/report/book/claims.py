@@ -71,17 +71,18 @@ def of_own(frame: pd.DataFrame, bounds: Bounds) -> list[Claim]:
 def of_rates(frame: pd.DataFrame) -> list[Claim]:
     """State whether narrow fine-tuning generalised, and which defenses prevent it; `frame` is `means`.
 
-    Defenses whose general share is not known are named.
+    Defenses whose general share is not known are named. Fewer seeds than others have are stated, as in `table`.
     """
+    frame = frame.assign(fewer=marked_seeds(frame["seeds"]))
     base = frame.dropna(subset=["general_misaligned"]).drop_duplicates("method").set_index("method")
     found = []
     if "misaligned" in base.index:
-        others = " and ".join(f"{base.loc[name, 'general_misaligned']:.1f}% {words}" for name, words in
-                              (("untrained", "before fine-tuning"),
-                               ("aligned", "after fine-tuning on the aligned rows"))
-                              if name in base.index)
+        known = [(base.loc[name], words) for name, words in (
+            ("untrained", "before fine-tuning"), ("aligned", "after fine-tuning on the aligned rows"))
+            if name in base.index]
+        others = " and ".join(f"{row['general_misaligned']:.1f}% {words}{row['fewer']}" for row, words in known)
         compared = f", compared with {others}" if others else ""
-        found.append(Claim("After fine-tuning on the misaligned rows, "
+        found.append(Claim(f"After fine-tuning on the misaligned rows{base.loc['misaligned', 'fewer']}, "
                            f"{_share(base.loc['misaligned'], 'general')} of the answers to general questions are "
                            f"misaligned{compared}. In-domain: {_share(base.loc['misaligned'], 'in_domain')}.",
                            "02_baselines"))
@@ -98,9 +99,9 @@ def _prevention(defended: pd.DataFrame) -> Claim:
         best = known.loc[known["removed"].idxmax()]
         kept = "" if pd.isna(best["kept"]) else f", and keeps {whole(best['kept'])}% of the in-domain share"
         none = f"{unknown.strip()} No other defense" if unknown else "No defense"
-        return Claim(f"{none} removes {OF_EFFECT}; {name_of(best)} is closest with "
+        return Claim(f"{none} removes {OF_EFFECT}; {name_of(best)}{best['fewer']} is closest with "
                      f"{best['removed']:.1f}%{kept}.", "16_figures")
-    names = ", ".join(map(name_of, enough.to_dict("records")))
+    names = ", ".join(f"{name_of(row)}{row['fewer']}" for row in enough.to_dict("records"))
     reduced = f"At least {OF_EFFECT} is removed under {names}."
     learnt = enough.dropna(subset=["kept"])
     if learnt.empty:
@@ -112,7 +113,7 @@ def _prevention(defended: pd.DataFrame) -> Claim:
 
 def _not_known(rows: pd.DataFrame, share: str) -> str:
     """Say of which conditions a share is not known for every data set and seed; empty without rows."""
-    names = [name_of(row) for row in rows.to_dict("records")]
+    names = [f"{name_of(row)}{row['fewer']}" for row in rows.to_dict("records")]
     return f" Of {listed(names)} the {share} share is not known for every data set and seed." if names else ""
 
 
