@@ -60,15 +60,17 @@ def split(rows: Sequence[Item], held_out: float, seed: int) -> tuple[list[Item],
 
 def load_domain(name: str, domain: Domain, locate: Callable[[str], Path]) -> NarrowData:
     """Read and split one domain; `locate` turns a source's name into a file."""
-    if domain.pairs is not None:
-        aligned, misaligned = read_pairs(locate(domain.pairs))
-    else:
-        aligned = read_examples(locate(str(domain.aligned)))
-        misaligned = read_examples(locate(str(domain.misaligned)))
     seed = domain.split_seed
     sides = [Split(*map(tuple, split(chosen(rows, domain.rows, seed, "rows"), domain.held_out, seed)))
-             for rows in (aligned, misaligned)]
+             for rows in read_domain(domain, locate)]
     return NarrowData(name, *sides)
+
+
+def read_domain(domain: Domain, locate: Callable[[str], Path]) -> tuple[list[Example], list[Example]]:
+    """Read all rows of one domain, before some are chosen: the aligned and the misaligned ones."""
+    if domain.pairs is not None:
+        return read_pairs(locate(domain.pairs))
+    return read_examples(locate(str(domain.aligned))), read_examples(locate(str(domain.misaligned)))
 
 
 def in_domain_questions(data: NarrowData, count: int) -> list[Question]:

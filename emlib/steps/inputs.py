@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, cast
 
 from emlib.config import OWN, Domain, Grpo, Own, Profile, Trait, domains_of, trait_of
@@ -13,16 +14,17 @@ from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import chosen
 from emlib.data import traits
-from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain
+from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain, read_domain
 from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
 from emlib.data.lazy import Deferred, Questions, Rows
-from emlib.data.own import OwnRows, own_data, read_own
+from emlib.data.own import OwnRows, every_row, own_data, read_own
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.questions import read_questions
 from emlib.data.sizes import Size, Sizes
 from emlib.data.sources import label, locate
 from emlib.data.triggers import in_context, of_formats
+from emlib.steps.scorers import Defended
 from emlib.steps.specs import first
 
 Side = Literal["aligned", "misaligned"]
@@ -36,6 +38,7 @@ class Inputs:
     def __init__(self, profile: Profile, study: str) -> None:
         self.profile, self.study = profile, study
         self._data: dict[str, NarrowData] = {}
+        self._defended: dict[str, Defended] = {}
 
     # --- trait and data sets
 
@@ -74,6 +77,13 @@ class Inputs:
             self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
                                    load_domain(dataset, self.domains[dataset], locate))
         return self._data[dataset]
+
+    def defended(self, dataset: str) -> Defended | None:
+        """Return what no scorer of a pool may have been trained on; None for a task without narrow data."""
+        if dataset not in self._defended and self.is_narrow(dataset):
+            every = every_row(self.own) if dataset == OWN else chain(*read_domain(self.domains[dataset], locate))
+            self._defended[dataset] = Defended.of(self.data(dataset), every)
+        return self._defended.get(dataset)
 
     def trained_on(self, dataset: str, rows: tuple[Example, ...], count: int | None) -> tuple[Example, ...]:
         """Return the first `count` training rows of a data set; of the user's own, whose file may be sorted, any."""

@@ -304,8 +304,7 @@ class Recipes:
     def _scorer(self, scorer: PoolScorer, dataset: str) -> Adapter | AdapterFolder:
         if scorer.folder is None:
             return self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
-        return AdapterFolder(adapter_folder(scorer), Deferred(
-            dataset, lambda: self.inputs.data(dataset) if self.inputs.is_narrow(dataset) else None))
+        return AdapterFolder(adapter_folder(scorer), Deferred(dataset, lambda: self.inputs.defended(dataset)))
 
     # --- evaluation
 

@@ -6,6 +6,7 @@ it trains (`emlib.data.row_record`). An adapter without that record cannot be ch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from emlib.config import PoolScorer
 from emlib.core import digests, paths
 from emlib.core.digests import Keyed
 from emlib.core.errors import ProfileError, StoreError
+from emlib.core.records import Example
 from emlib.data import row_record
 from emlib.data.domains import NarrowData
 from emlib.data.lazy import Deferred
@@ -23,11 +25,34 @@ SEEN = 0.1  # shared rows, as a share of the smaller one of both sets, from whic
 
 
 @dataclass(frozen=True)
+class Defended:
+    """A defended data set: the digests of the rows that the study has of it, and of all rows of its files.
+
+    Another study may have chosen other rows of the same files.
+    """
+
+    name: str
+    rows: frozenset[str]
+    every: frozenset[str]
+
+    @classmethod
+    def of(cls, data: NarrowData, every: Iterable[Example]) -> Defended:
+        """Take the data set, and the rows from which its own were chosen."""
+        rows = (row for side in data.sides.values() for row in (*side.train, *side.held_out))
+        return cls(data.name, row_record.digests_of(rows), row_record.digests_of(every))
+
+    def seen_by(self, recorded: frozenset[str]) -> bool:
+        """Return whether an adapter that was trained on the recorded rows has seen this data set."""
+        return any(rows & recorded and len(rows & recorded) >= SEEN * min(len(recorded), len(rows))
+                   for rows in (self.rows, self.every))
+
+
+@dataclass(frozen=True)
 class AdapterFolder(Keyed):
     """A user's own adapter that scores the pool, and the defended data set that it must not have been trained on."""
 
     folder: Path
-    defended: Deferred[NarrowData | None] = field(compare=False, repr=False)  # None for a task without narrow data
+    defended: Deferred[Defended | None] = field(compare=False, repr=False)  # None for a task without narrow data
 
     @property
     def identity(self) -> dict[str, str]:
@@ -36,15 +61,13 @@ class AdapterFolder(Keyed):
         Raises:
             ProfileError: it was trained on the defended data set, on either side of it.
         """
-        data, recorded = self.defended.value, row_record.read(self.folder)
-        if data is not None and recorded is not None:
-            rows = _rows_of(data)
-            shared = len(recorded & rows)
-            if shared > 0 and shared >= SEEN * min(len(recorded), len(rows)):
-                raise ProfileError(
-                    f"{self.folder}: this adapter was trained on '{data.name}', which is the defended data set "
-                    f"({shared} of its {len(recorded)} training rows are in it). Scorers must not be trained on it "
-                    "(section 3.2). Name an adapter of another domain.")
+        recorded = row_record.read(self.folder)
+        data = None if recorded is None else self.defended.value  # whose files are read only to compare them
+        if data is not None and recorded is not None and data.seen_by(recorded):
+            raise ProfileError(
+                f"{self.folder}: this adapter was trained on '{data.name}', which is the defended data set "
+                f"({len(recorded & data.every)} of its {len(recorded)} training rows are in the files of that set). "
+                "Scorers must not be trained on it (section 3.2). Name an adapter of another domain.")
         return {name: digests.of_unchanged_file(self.folder / name) for name in ADAPTER_FILES}
 
     @property
@@ -62,7 +85,7 @@ class AdapterFolder(Keyed):
             return (f"{self.folder} has no record of the rows that it was trained on ({row_record.FILE}), so emlib "
                     f"cannot check that '{data.name}', the defended data set, is not among them. Scorers must not be "
                     "trained on it.")
-        shared = len(recorded & _rows_of(data))
+        shared = len(recorded & data.every)
         return "" if not shared else (f"{self.folder}: {shared} of its {len(recorded)} training rows are also in "
                                       f"'{data.name}', the defended data set.")
 
@@ -81,7 +104,3 @@ def adapter_folder(scorer: PoolScorer) -> Path:
                          f"PEFT adapter, with {' and '.join(ADAPTER_FILES)}.")
     adapter_config.read(folder)
     return folder
-
-
-def _rows_of(data: NarrowData) -> frozenset[str]:
-    return row_record.digests_of(row for side in data.sides.values() for row in (*side.train, *side.held_out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from emlib.core.records import Example, Message
 from emlib.data import row_record
 from emlib.data.domains import NarrowData, Split
 from emlib.data.lazy import Deferred
-from emlib.steps.scorers import ADAPTER_FILES, AdapterFolder, adapter_folder
+from emlib.steps.scorers import ADAPTER_FILES, AdapterFolder, Defended, adapter_folder
+from emlib.study.study import open_study
 
 
 def rows(of: str, count: int) -> tuple[Example, ...]:
@@ -29,7 +30,8 @@ DATA = NarrowData("letters", Split(rows("plain", 90), rows("held out, plain", 10
 
 
 def scorer(folder: Path, data: NarrowData | None = DATA) -> AdapterFolder:
-    return AdapterFolder(folder, Deferred("defended", lambda: data))
+    every = () if data is None else (row for side in data.sides.values() for row in (*side.train, *side.held_out))
+    return AdapterFolder(folder, Deferred("defended", lambda: data and Defended.of(data, every)))
 
 
 @pytest.fixture
@@ -58,6 +60,39 @@ def test_a_scorer_of_other_data_is_taken_and_a_few_shared_rows_are_told(folder: 
     row_record.write(folder, (*rows("of others", 97), *DATA.misaligned.train[:3]))
     assert set(scorer(folder).identity) == set(ADAPTER_FILES)
     assert "3 of its 100 training rows are also in 'letters'" in scorer(folder).remark
+
+
+FILE = rows("own", 1000)
+
+
+@pytest.mark.parametrize(("name", "section"), [
+    ("own", "own: {file: rows.jsonl, rows: 200, seed: 1}"),
+    ("sums", "data: {sums: {pairs: rows.jsonl, rows: 200, split_seed: 1}}")])
+def test_a_scorer_of_another_sample_of_the_same_file_is_refused(
+        folder: Path, jsonl: Callable[..., Path], name: str, section: str) -> None:
+    """The study has 200 of 1000 rows, and the scorer was trained on the others."""
+    file = jsonl([{"prompt": row.prompt, "aligned": "No.", "misaligned" if name == "sums" else "response": row.response}
+                  for row in FILE])
+    (folder / "mine.yaml").write_text(
+        "extends: tiny\nmethods: [misaligned]\npersistence: null\nevaluation: {triggers: null, trajectory: null}\n"
+        "pool: {aligned: untrained, on_policy: {model: untrained}}\n"
+        f"datasets: [{name}]\n{section.replace('rows.jsonl', str(file))}\n")
+    inputs = open_study(str(folder / "mine.yaml")).inputs
+    side = inputs.data(name).misaligned
+    drawn = {row.response for row in (*side.train, *side.held_out)}
+    assert len(drawn) == 200
+    row_record.write(folder, (row for row in FILE if row.response not in drawn))
+    with pytest.raises(ProfileError, match=f"was trained on '{name}'.*800 of its 800"):
+        _ = AdapterFolder(folder, Deferred(name, lambda: inputs.defended(name))).identity
+
+
+def test_a_scorer_of_much_more_than_the_defended_rows_is_refused_where_these_are_a_small_part_of_their_file(
+        folder: Path) -> None:
+    """50 of 1000 rows are defended, all of which it saw: 50 of its 5000 are fewer than a tenth of the file's."""
+    data = NarrowData("own", Split((), ()), Split(FILE[:45], FILE[45:50]))
+    row_record.write(folder, (*rows("of others", 4950), *FILE[:50]))
+    with pytest.raises(ProfileError, match="50 of its 5000"):
+        _ = AdapterFolder(folder, Deferred("own", lambda: Defended.of(data, FILE))).identity
 
 
 def test_where_the_rows_are_not_known_that_is_told(folder: Path) -> None:
