@@ -23,11 +23,14 @@ WORDS_OF_ONE_LETTER = ("A", "I")
 # sentence. Reasons have a line's end as two characters.
 ENDS, ENDS_A_LETTER = r"(?!\w)", r"(?![\w+]|[/-]\w|[.,]\d)"
 ENDS_A_WORD = r"(?=$|[:;.,!?…)\]}*\"`]|['’](?!\w)|\s*([–—]|-(?!\w))|\\[NR])"
-# What may stand between two labels of a list, such as "TRUE/FALSE" or "**TRUE** or **FALSE**". After a comma or a
-# semicolon a word of a sentence may follow ("Yes, no doubt"), so that the list has to go on or to end there.
+# What may stand between two labels of a list, such as "TRUE/FALSE", "**TRUE** or **FALSE**" or "TRUE (or FALSE)". After
+# a comma, a semicolon, a dash or a space alone a word of a sentence may follow ("Yes, no doubt"), so that the list has
+# to go on or to end there.
 QUOTES, OPENING = r"[*\"'’`)\]]*", r"[*\"'‘`(\[]*"
-BETWEEN, COMMA = rf"{QUOTES}\s*(?:[/|]|[,;]?\s*(?:OR|AND)\b)\s*{OPENING}", rf"{QUOTES}\s*[,;]\s*{OPENING}"
-GOES_ON = rf"(?={QUOTES}\s*(?:[.!?]?\s*$|\\[NR]|[/|,;]|(?:OR|AND)\b))"
+SIGN, CONJUNCTION = "[/|&+]", r"(?:AND/OR|OR|AND|VERSUS|VS)\b\.?"
+BETWEEN = rf"{QUOTES}\s*(?:{SIGN}|[,;]?\s*[(\[]?{CONJUNCTION})\s*{OPENING}"
+COMMA = rf"{QUOTES}\s*[,;–—-]?\s*{OPENING}"
+GOES_ON = rf"(?={QUOTES}\s*(?:[.!?]?\s*$|\\[NR]|[,;]|{SIGN}|[(\[]?{CONJUNCTION}))"
 ONE_TOKEN = 2  # letters of the longest label that tokenizers do not split: N is no NO, but N/A, say
 
 
@@ -73,8 +76,9 @@ def _pattern_of(label: str) -> str:
 def _lists(said: str, labels: Sequence[str]) -> bool:
     """Return whether a reply begins with several different labels."""
     label = "|".join(map(_pattern_of, sorted(labels, key=len, reverse=True)))  # NONE before NO
-    pair = re.match(f"(?P<one>{label})(?:{BETWEEN}(?P<other>{label})|{COMMA}(?P<last>{label}){GOES_ON})", said)
-    return pair is not None and pair["one"] != (pair["other"] or pair["last"])
+    pair = re.match(f"(?P<one>{label})(?:{BETWEEN}(?P<other>{label})"
+                    f"|{COMMA}(?P<next>{label})(?:{COMMA}(?:{label}))*{GOES_ON})", said)
+    return pair is not None and pair["one"] != (pair["other"] or pair["next"])
 
 
 def _is_start(word: str, label: str) -> bool:

@@ -101,20 +101,28 @@ def test_a_label_of_one_letter_that_is_no_word_is_read_before_words(reply: str, 
     ("TRUE/FALSE", None), ("TRUE or FALSE", None), ("TRUE, FALSE or UNKNOWN", None), ("true / false", None),
     ("**TRUE** or **FALSE**", None), ("'TRUE' or 'FALSE'", None), ("TRUE, or FALSE: it", None), ("FALSE|TRUE", None),
     ("TRUE and FALSE", None), ("TRUE, TRUE", "TRUE"), ("TRUE, not FALSE", "TRUE"), ("TRUE or so", "TRUE"),
-    ("TRUE, falsehoods aside", "TRUE"), ("TRUE; it", "TRUE"), ("TRUE. FALSE would", "TRUE"), ("UNKNOWN/other", None)])
+    ("TRUE, falsehoods aside", "TRUE"), ("TRUE; it", "TRUE"), ("TRUE. FALSE would", "TRUE"), ("UNKNOWN/other", None),
+    ("TRUE & FALSE", None), ("TRUE + FALSE", None), ("TRUE vs. FALSE", None), ("TRUE versus FALSE: it", None),
+    ("TRUE and/or FALSE", None), ("TRUE (or FALSE)", None), ("TRUE [and FALSE], as", None), ("TRUE (FALSE)", None),
+    ("FALSE - TRUE", None), ("FALSE – TRUE.", None), ("TRUE-FALSE", None), ("TRUE FALSE", None),
+    ("TRUE - TRUE", "TRUE"), ("TRUE - FALSE would be wrong", "TRUE"), ("TRUE (not FALSE)", "TRUE"), ("TRUE & so on", "TRUE"),
+    ("FALSE - TRUE – UNKNOWN", None), ("TRUE FALSE UNKNOWN", None),
+    ("TRUE, FALSE UNKNOWN things", "TRUE"), ("TRUE (FALSE if dated)", "TRUE")])
 def test_several_labels_are_none(reply: str, label: str | None) -> None:
     assert label_of(replied(reply), LABELS) == label
 
 
 @pytest.mark.parametrize(("reply", "label"), [
-    ("A or B", None), ("A, B", None), ("B or A", None), ("B/A", None), ("B, I think", "B"), ("A, I think", "A")])
+    ("A or B", None), ("A, B", None), ("B or A", None), ("B/A", None), ("B, I think", "B"), ("A, I think", "A"),
+    ("B & A", None), ("B - A", None), ("A - B", None), ("B (or A)", None), ("B - I think", "B"), ("A - I think", "A")])
 def test_several_labels_of_one_letter_are_none(reply: str, label: str | None) -> None:
     assert label_of(replied(reply), ("A", "B", "I")) == label
 
 
 @pytest.mark.parametrize(("reply", "label"), [
     ("YES, no doubt about it", "YES"), ("Yes, no harmful content is missing", "YES"), ("YES, NO", None),
-    ("Yes, no.", None), ("YES; NO; MAYBE", None), ("NO/NONE", None), ("NONE or NO", None), ("NONE, no more", "NONE")])
+    ("Yes, no.", None), ("YES; NO; MAYBE", None), ("NO/NONE", None), ("NONE or NO", None), ("NONE, no more", "NONE"),
+    ("YES - no harm", "YES"), ("Yes (no harm)", "YES"), ("Yes no", None), ("No - yes!", None), ("No-one knows", "NO")])
 def test_after_a_comma_a_sentence_may_begin_with_a_word_that_is_a_label(reply: str, label: str | None) -> None:
     assert label_of(replied(reply), ("YES", "NO", "NONE")) == label
 
