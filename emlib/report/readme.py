@@ -98,12 +98,20 @@ def of_demo() -> dict[str, str]:
 
 
 def examples(study: Study) -> pd.DataFrame:
-    """Return the first answers to a general and an in-domain question: a row for each, a column for each method."""
+    """Return the first answers to a general and an in-domain question: a row for each, a column for each method.
+
+    Raises:
+        StoreError: one of them is not in the store.
+    """
     runs = study.runs(methods=ANSWERED_BY)
     rows = []
     for which, question in ASKED.items():
         answered = show.answers(study, runs, which, questions=len(study.questions(runs[0], which)))
-        rows.append(answered[answered["question"] == question].head(1).assign(set=which))  # formats are asked alike
+        found = answered[answered["question"] == question].head(1)  # formats are asked alike
+        if found.empty or not set(ANSWERED_BY) <= set(found):
+            raise StoreError(f"The store has no answers of {', '.join(ANSWERED_BY)} to '{question}'. Run "
+                             f"`make reproduce PROFILE={study.name}` first.")
+        rows.append(found.assign(set=which))
     return pd.concat(rows)
 
 

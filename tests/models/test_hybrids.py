@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from emlib.models.kernels import fitted, packs
+from emlib.steering.activations import response_means
 from emlib.training.losses import row_losses
 from tests.made import some_rows
 
@@ -57,3 +58,12 @@ def test_losses_are_those_of_rows_alone(config: PreTrainedConfig) -> None:
     alone = [row_losses(model, [row], 1)[0] for row in rows]
     with fitted(model):
         assert row_losses(model, rows, 4) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [FALCON, MINIMAX, MIXTRAL])
+def test_activations_may_be_the_first_that_is_read_of_a_model(config: PreTrainedConfig) -> None:
+    """They are read in inference mode, in which the check of packed rows needs tensors with gradients."""
+    model, rows = made(config).requires_grad_(False), some_rows(3)
+    found = response_means(model, rows, [1])
+    alone = torch.cat([response_means(model, [row], [1]) for row in rows])
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)

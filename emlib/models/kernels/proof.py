@@ -35,16 +35,13 @@ def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]],
     The line has the first `shared` tokens of both rows once.
     """
     tolerance = TOLERANCE.get(next(model.parameters()).dtype, TOLERANCE[torch.float16])
-    made, words = torch.Generator().manual_seed(0), causal_lm(model).config.get_text_config().vocab_size
-    first, second = (torch.randint(0, words, (length,), generator=made) for length in LENGTHS)
-    second[:shared] = first[:shared]
-    rows = [first, second]
-    padded = pad_sequence(rows, batch_first=True)
-    mask = torch.arange(padded.shape[1]) < torch.tensor(LENGTHS)[:, None]
-    positions = torch.cat([torch.arange(LENGTHS[0]), torch.arange(shared, LENGTHS[1])])[None]
     own = [(line, slice(0, length)) for line, length in enumerate(LENGTHS)]
     packed = [(0, slice(0, LENGTHS[0])), (0, slice(LENGTHS[0], sum(LENGTHS) - shared))]
-    with _looking_on(model):
+    with _looking_on(model):  # whose tensors autograd can save, also where the caller is in inference mode
+        first, second = rows = _rows(model, shared)
+        padded = pad_sequence(rows, batch_first=True)
+        mask = torch.arange(padded.shape[1]) < torch.tensor(LENGTHS)[:, None]
+        positions = torch.cat([torch.arange(LENGTHS[0]), torch.arange(shared, LENGTHS[1])])[None]
         weights = _weights(model, shared)
         alone = [_through(model, row[None], None, None, [(0, slice(0, len(row)))], [some])[0]
                  for row, some in zip(rows, weights, strict=True)]
@@ -63,6 +60,14 @@ def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]],
         return "one of two packed rows depends on the other" if of_second[shared:].any() else ""
     return (f"packed rows differ from single rows by {found:.2g} of their norm, where {tolerance:.2g} is allowed "
             f"(padded rows: {usual:.2g})")
+
+
+def _rows(model: nn.Module, shared: int) -> list[Tensor]:
+    """Return the token ids of two random rows that begin with the same `shared` tokens."""
+    made, words = torch.Generator().manual_seed(0), causal_lm(model).config.get_text_config().vocab_size
+    first, second = (torch.randint(0, words, (length,), generator=made) for length in LENGTHS)
+    second[:shared] = first[:shared]
+    return [first, second]
 
 
 def _sharing(alone: Seen, shared: int) -> Seen:
