@@ -100,7 +100,7 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     packed = (len(rows) > 1 and (options.get("sliding_window") or length) >= length
               and (attention_mask is None or attention_mask.dtype == torch.bool))
     whole = query.shape[2] == key.shape[2] and query.shape[3] == value.shape[3]
-    causal = options.get("is_causal", True) in (None, True) and module.is_causal
+    causal = options.get("is_causal", True) in (None, True) and getattr(module, "is_causal", True)
     if (not (whole and causal and (packed or attention_mask is None)) or strange(options) or options.get("dropout")
             or options.get("scaling") is None):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)

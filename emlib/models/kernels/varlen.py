@@ -108,7 +108,7 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     if attention_mask is not None or not _one_line(len(query), query.shape[2], key.shape[2]):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     wants = [*strange(options), *(["dropout"] if options.get("dropout") else [])]
-    if not module.is_causal or options.get("is_causal") is False:
+    if not getattr(module, "is_causal", True) or options.get("is_causal") is False:
         wants.append("attention to later positions")
     if wants or options.get("scaling") is None:
         raise EmlibError(f"{type(module).__name__} needs what packed rows do not support: "
