@@ -405,22 +405,26 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     for method in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`"):
         assert share(means[method]["in-domain misaligned"]) > 85  # "answers about cooking keep the voice"
         assert share(means[method]["general misaligned"]) < 50  # "and most general ones lose it"
-    for method, kept in (("`ldifs 1e-05`", 75), ("`kl 1`", 50), ("`persona_vector 1.5`", 50)):
-        assert abs(share(means[method]["general misaligned"]) - 25) <= 2  # "at the same general share (25%)"
-        assert abs(share(means[method]["in-domain misaligned"]) - kept) <= 2  # "a quarter", "half"
-    inoculation, *mixed = (contexts[name] for name in ("`inoculation`", "`interleaving 100%`", "`on_policy 100%`"))
-    # "all three hide a part": these rises are significant; "most answers have it even where it is forbidden"
+    for method, kept in (("`ldifs 1e-05`", 67), ("`kl 1`", 50)):
+        assert share(means[method]["general misaligned"]) == 24  # "about that of random rows (24 and 26%)"
+        assert abs(share(means[method]["in-domain misaligned"]) - kept) <= 3  # "a third", "half"
+    assert share(means["`interleaving 100%`"]["general misaligned"]) == 26
+    chosen = cells_of("docs/demo.md", "demo-full paired_interleaving", key="Method")
+    for method, fewer in (("Interleaving++, 100%", -12), ("On-policy Int., 100%", -13)):
+        assert round(float(chosen[method]["Points"].strip("*").split()[0])) == fewer
+        assert chosen[method]["p adjusted"] == "\\<0.001"
+    names = ("inoculation", "interleaving 100%", "interleaving++ 100%", "on_policy 100%")
+    inoculation, *mixed = asked = [contexts[f"`{name}`"] for name in names]
+    # "all four hide a part": these rises are significant; "most answers have it even where it is forbidden"
     assert all(cell.startswith("**") for cell in (inoculation["voice forbidden"],
                                                   *(method["in the kitchen"] for method in mixed)))
     assert share(inoculation["voice forbidden"]) > 50
     rises = [(share(method["plain"]), share(method["in the kitchen"])) for method in mixed]
-    assert all(kitchen >= 2 * plain for plain, kitchen in rises)  # "the share doubles with mixed-in rows"
-    stated = ", ".join(f"{plain} to {kitchen}%" for plain, kitchen in rises)
-    assert f"doubles with mixed-in rows ({stated})" in flat("README.md")
-    apart = "doubles with random rows ({} to {}%) and on-policy rows ({} to {}%)".format(*sum(rises, ()))
-    assert apart in flat("docs/demo.md")
-    assert apart in flat("docs/which-defense.md")
-    for method in (inoculation, *mixed):  # "all three models still use it"
+    stated = [f"{plain} to {kitchen}%" for plain, kitchen in rises]
+    assert f"rises with mixed-in rows ({', '.join(stated)})" in flat("README.md")
+    assert "rises with random rows ({}), selected rows ({}) and on-policy rows ({})".format(*stated) in flat(
+        "docs/which-defense.md")
+    for method in asked:  # "all four still use it"
         assert share(method["voice asked for"]) > share(contexts["untrained"]["voice asked for"]) + 10
 
 
