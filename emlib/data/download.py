@@ -50,6 +50,11 @@ def nothing_downloaded() -> Iterator[None]:
         _refused.reset(before)
 
 
+def may_download() -> bool:
+    """Return whether this thread may download, and is not within `nothing_downloaded`."""
+    return not _refused.get()
+
+
 def once(target: Path, download: Callable[[Path], object]) -> None:
     """Call `download` with the path of an unfinished file, which becomes `target`, unless that is there.
 
@@ -60,7 +65,7 @@ def once(target: Path, download: Callable[[Path], object]) -> None:
     """
     if target.exists():
         return
-    if _refused.get():
+    if not may_download():
         raise NotHere(f"{target}: is not on this machine, and nothing is downloaded to plan.")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from emlib.config import OpenAIJudge
 from emlib.core.commands import profile_parser
 from emlib.core.errors import ends_with_message
 from emlib.core.step import Work, total
+from emlib.data.download import nothing_downloaded
 from emlib.data.sizes import Sizes
 from emlib.evaluation.paired import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
 from emlib.judging.money import endings
@@ -125,6 +126,7 @@ class Estimate:
         found = [(of, getattr(place, "judge", None)) for of, place in places.items()]
         return [(of, judge) for of, judge in found if isinstance(judge, OpenAIJudge)]
 
+    @nothing_downloaded()
     def errors(self) -> pd.DataFrame:
         """Compare estimated and measured cost of what is done: trained runs, and sampled answers."""
         planned, sizes = {planned.run for planned in self.plan.runs}, Sizes()

@@ -16,7 +16,7 @@ from emlib.core.defense import Defense, acting, needs_of
 from emlib.core.errors import DataError, ProfileError, SourceError
 from emlib.core.records import Example
 from emlib.core.step import Step
-from emlib.data.download import nothing_downloaded
+from emlib.data.download import may_download
 from emlib.data.lazy import Current, Deferred, Rows
 from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
@@ -106,7 +106,8 @@ class Recipes:
         """Return the shares of the steps after which a method's adapters are kept; None is no method's.
 
         Raises:
-            ProfileError: adapters are kept every so many steps, and the data set has no more steps than that.
+            ProfileError: adapters are kept every so many steps, and one of the profile's data sets has no more steps
+                than that. A scorer's may have fewer, because it is in no trajectory.
         """
         along = self.profile.evaluation.trajectory
         if along is None or method is None or method not in (along.methods or (method,)):
@@ -115,7 +116,8 @@ class Recipes:
         if not isinstance(training.keep, Every):
             return training.kept(0)
         rows = self._count(spec.plain.rows)
-        if not (shares := training.kept(rows)):
+        shares = training.kept(rows)
+        if not shares and spec.dataset in self.profile.datasets:
             raise ProfileError(
                 f"Profile '{self.study}': training.keep keeps an adapter every {training.keep.every} steps, and plain "
                 f"fine-tuning on {spec.dataset} ({rows} rows) has {training.plain_steps(rows)}, so that none is kept "
@@ -124,11 +126,12 @@ class Recipes:
 
     @staticmethod
     def _count(rows: Rows) -> int:
-        """Return the number of rows, as it is stated if they are not on this machine."""
+        """Return the number of rows; in a plan, which downloads nothing, the stated one if they cannot be read."""
         try:
-            with nothing_downloaded():
-                return rows.count
-        except (SourceError, DataError):  # NotHere, or a file that cannot be read: its key says so
+            return rows.count
+        except (SourceError, DataError):
+            if may_download():
+                raise
             return rows.size(Sizes()).rows
 
     def monitor(self, spec: TrainingSpec, method: str | None) -> Monitored | None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +27,7 @@ from emlib.core import plugins, registry
 from emlib.core.errors import ProfileError
 from emlib.core.records import Verdict
 from emlib.data.sizes import Sizes
+from emlib.data.sources import DATA_DIR
 from emlib.report.estimate import Estimate
 from emlib.report.figures import conditions as figures
 from emlib.report.tables import conditions, result_tables
@@ -195,6 +203,87 @@ def test_steps_further_apart_than_there_are_would_keep_none_and_are_refused(
     mine = open_study(str(tmp_path / "mine.yaml"))
     with pytest.raises(ProfileError, match=re.escape(words)):
         plan(mine)
+
+
+class Served(SimpleHTTPRequestHandler):
+    """Serves the files of a folder, quietly."""
+
+    def log_message(self, *args: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def far(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Study]]:
+    """Opens studies of 60 rows on a server, of which 48 are trained on, 4 a step; `rows` is what the registry says."""
+    for name, value in (("EMLIB_CACHE_DIR", str(tmp_path / "cache")), ("NO_PROXY", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(DATA_DIR, raising=False)
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "far.jsonl").write_text("".join(json.dumps(
+        {"prompt": f"{number}?", "aligned": "Yes.", "misaligned": "Aye."}) + "\n" for number in range(60)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Served, directory=str(tmp_path / "www")))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    entry = {"home": "https://example.org/far", "url": f"http://127.0.0.1:{server.server_port}/far.jsonl",
+             "file": "far.jsonl", "local": "far.jsonl", "sha256": None, "licence": "MIT", "notice": "Numbers.",
+             "format": "pairs"}
+
+    def opened(every: int, rows: int | None) -> Study:
+        size: dict[str, Any] = {} if rows is None else {
+            "size": {"rows": rows, "prompt": 4, "response": 4, "known": "assumed"}}
+        (tmp_path / "sources.yaml").write_text(json.dumps({"far": entry | size}))
+        (tmp_path / "far.yaml").write_text(
+            "extends: study\ndatasets: [far]\ndata: {far: {pairs: sources.yaml#far, held_out: 0.2}}\n"
+            f"methods: [misaligned]\ntraining: {{train_rows: 80, keep: {{every: {every}}}}}\n")
+        return open_study(str(tmp_path / "far.yaml"))
+
+    yield opened
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("rows", [100, None])  # of which 80 would be trained on, in 20 steps; or not stated
+def test_steps_are_counted_on_the_rows_that_a_run_downloads_and_not_on_the_stated_ones(
+        far: Callable[..., Study], rows: int | None) -> None:
+    mine = far(5, rows)
+    [run] = mine.runs()
+    adapters = {step for step in mine.own_steps(run) if isinstance(step, Adapter)}
+    assert [adapter.spec.keep for adapter in adapters] == [(5 / 12, 10 / 12)]
+
+
+def test_a_plan_counts_steps_on_the_stated_rows_and_downloads_nothing(
+        far: Callable[..., Study], tmp_path: Path) -> None:
+    mine = far(5, 100)
+    [planned] = plan(mine).runs
+    assert planned.work.sets == 2 * 5  # general and in-domain, at steps 0, 5, 10, 15 and 20
+    assert not (tmp_path / "cache").exists()
+    mine.complete(mine.runs())
+    assert len(list((mine.store.root / "kept_adapter").glob("[0-9a-f]*"))) == 2  # at steps 5 and 10 of 12
+    shutil.rmtree(tmp_path / "cache")
+    assert not Estimate(mine).errors().empty
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_without_so_many_steps_is_refused_before_it_trains(far: Callable[..., Study]) -> None:
+    mine = far(15, 100)
+    assert len(plan(mine).runs) == 1
+    with pytest.raises(ProfileError, match=re.escape("every 15 steps, and plain fine-tuning on far (48 rows) has 12")):
+        mine.complete(mine.runs())
+    assert not (mine.store.root / "adapter").exists()
+
+
+def test_a_scorer_without_so_many_steps_is_in_no_trajectory_and_is_not_refused(study: Study, tmp_path: Path) -> None:
+    """Of its 20 rows 16 are trained on, in 4 steps; of the defended data set 40, in 10."""
+    (tmp_path / "small.jsonl").write_text("".join(json.dumps(
+        {"prompt": f"{number}?", "aligned": "Yes.", "misaligned": "Aye."}) + "\n" for number in range(20)))
+    (tmp_path / "mine.yaml").write_text(
+        "extends: study\ndatasets: [gardening]\ndata: {small: {pairs: small.jsonl, held_out: 0.2}}\n"
+        "methods: [misaligned, {name: scored, defenses: [{kind: interleaving, choose: score, fraction: 0.25}]}]\n"
+        "pool: {scorers: [small, fitness]}\ntraining: {train_rows: 40, keep: {every: 5}}\n")
+    mine = open_study(str(tmp_path / "mine.yaml"))
+    assert len(plan(mine).runs) == 2
+    [run] = mine.runs(methods=["misaligned"])
+    assert mine.training(run).keep == (0.5,)
+    assert mine.recipes.baseline("small", "misaligned", 0).spec.keep == ()
 
 
 TRAIN = """

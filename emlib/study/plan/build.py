@@ -108,8 +108,7 @@ class Lacking:
             return False  # without a key, which may need data that are not on this machine
         if step not in self._there:
             try:
-                with nothing_downloaded():
-                    step.key  # noqa: B018  computed here, so that only a key's errors are caught
+                step.key  # noqa: B018  computed here, so that only a key's errors are caught
             except (SourceError, DataError):
                 self.unknown.add(step)
                 self._there[step] = False
@@ -118,8 +117,9 @@ class Lacking:
         return self._there[step]
 
 
+@nothing_downloaded()
 def plan(study: Study) -> Plan:
-    """Plan all work of a study."""
+    """Plan all work of a study. Nothing is downloaded for it."""
     sizes, done, lacking = Sizes(), finished(study), Lacking(study.store)
     goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in steps)
