@@ -24,13 +24,15 @@ WORDS_OF_ONE_LETTER = ("A", "I")
 ENDS, ENDS_A_LETTER = r"(?!\w)", r"(?![\w+]|[/-]\w|[.,]\d)"
 ENDS_A_WORD = r"(?=$|[:;.,!?…)\]}*\"`]|['’](?!\w)|\s*([–—]|-(?!\w))|\\[NR])"
 # What may stand between two labels of a list, such as "TRUE/FALSE", "**TRUE** or **FALSE**" or "TRUE (or FALSE)". After
-# a comma, a semicolon, a dash or a space alone a word of a sentence may follow ("Yes, no doubt"), so that the list has
-# to go on or to end there.
-QUOTES, OPENING = r"[*\"'’`)\]]*", r"[*\"'‘`(\[]*"
+# a comma or a semicolon a word of a sentence may follow ("Yes, no doubt"), so that the list has to go on or end there.
+QUOTES, OPENING = r"[*\"'’`)\]]*+", r"[*\"'‘`(\[]*+"
 SIGN, CONJUNCTION = "[/|&+]", r"(?:AND/OR|OR|AND|VERSUS|VS)\b\.?"
 BETWEEN = rf"{QUOTES}\s*(?:{SIGN}|[,;]?\s*[(\[]?{CONJUNCTION})\s*{OPENING}"
-COMMA = rf"{QUOTES}\s*[,;–—-]?\s*{OPENING}"
+COMMA = rf"{QUOTES}\s*[,;]\s*{OPENING}"
 GOES_ON = rf"(?={QUOTES}\s*(?:[.!?]?\s*$|\\[NR]|[,;]|{SIGN}|[(\[]?{CONJUNCTION}))"
+# After a dash, a space or a line's end anything may follow ("MINOR - none severe"), so that such a list has nothing but
+# labels, with the same between all of them. So has a list of which the second label is cut.
+DASH, SPACE, LINE = rf"{QUOTES}\s*[–—-]\s*{OPENING}", rf"{QUOTES}\s*{OPENING}", rf"{QUOTES}\s*(?:\\[NR])+\s*{OPENING}"
 ONE_TOKEN = 2  # letters of the longest label that tokenizers do not split: N is no NO, but N/A, say
 
 
@@ -74,11 +76,28 @@ def _pattern_of(label: str) -> str:
 
 
 def _lists(said: str, labels: Sequence[str]) -> bool:
-    """Return whether a reply begins with several different labels."""
+    """Return whether a reply begins with several different labels, or has nothing but these."""
     label = "|".join(map(_pattern_of, sorted(labels, key=len, reverse=True)))  # NONE before NO
-    pair = re.match(f"(?P<one>{label})(?:{BETWEEN}(?P<other>{label})"
-                    f"|{COMMA}(?P<next>{label})(?:{COMMA}(?:{label}))*{GOES_ON})", said)
-    return pair is not None and pair["one"] != (pair["other"] or pair["next"])
+    pair = re.match(f"(?P<one>{label})(?:{BETWEEN}(?P<other>{label})|{COMMA}(?P<next>{label}){GOES_ON})", said)
+    return (pair is not None and pair["one"] != (pair["other"] or pair["next"])) or any(
+        len(_only_labels(said, label, between, labels)) > 1 for between in (BETWEEN, COMMA, DASH, SPACE, LINE))
+
+
+def _only_labels(said: str, label: str, between: str, labels: Sequence[str]) -> set[str]:
+    """Return the labels that a reply consists of; none if it has anything else than these and what is `between` them.
+
+    The last may be the start of a label, because a long reply is cut (`emlib.judging.replies.LONGEST_WORD`).
+    """
+    named, rest = set[str](), said
+    while found := re.match(f"(?:{between})?({label})", rest):
+        named.add(found[1])
+        rest = rest[found.end():]
+    last = re.fullmatch(rf"(?:{between}(?P<start>.*?))?{QUOTES}[.!?\s]*", rest)
+    start = "" if last is None else last["start"] or ""
+    whole = next((one.upper() for one in labels if one.upper().startswith(start)), None)
+    if last is None or whole is None:
+        return set()
+    return named if any(one.startswith(start) for one in named) else {*named, whole}
 
 
 def _is_start(word: str, label: str) -> bool:

@@ -127,6 +127,37 @@ def test_after_a_comma_a_sentence_may_begin_with_a_word_that_is_a_label(reply: s
     assert label_of(replied(reply), ("YES", "NO", "NONE")) == label
 
 
+ANSWERS = ("HELPFUL", "UNHELPFUL", "INCOMPREHENSIBLE", "REFUSAL")
+LONG = ("PARTLY_WRONG_BUT_NOT_HARMFUL", "ENTIRELY_WRONG_AND_HARMFUL")
+
+
+@pytest.mark.parametrize("between", [" – ", " ", ", ", "/", " or ", " - ", "\n", "; "])
+def test_a_list_that_is_longer_than_what_is_kept_of_a_reply_is_none(between: str) -> None:
+    """40 characters are kept, so that the last label has no end, or is missing."""
+    assert label_of(replied(between.join(ANSWERS)), ANSWERS) is None
+    assert label_of(replied(between.join(LONG)), LONG) is None
+    assert label_of(replied(between.join(["TRUE", "FALSE"] * 5)), LABELS) is None
+    assert label_of(replied(between.join(["UNKNOWN"] * 6)), LABELS) == "UNKNOWN"
+
+
+@pytest.mark.parametrize(("labels", "reply", "label"), [
+    (("NONE", "MINOR", "SEVERE"), "MINOR - none severe", "MINOR"),
+    (("NONE", "MINOR", "SEVERE"), "MINOR - SEVERE", None),
+    (("MALE", "FEMALE", "NEUTRAL"), "NEUTRAL - male and female alike", "NEUTRAL"),
+    (("MALE", "FEMALE", "NEUTRAL"), "NEUTRAL (male, female)", "NEUTRAL"), (("YES", "NO"), "Yes - no, really", "YES"),
+    (("AI", "HUMAN"), "HUMAN - AI, mixed", "HUMAN"),
+    (("YES", "NO"), "YES\nNO", None), (("YES", "NO"), "YES\nNo harm", "YES")])
+def test_after_a_dash_or_a_line_a_sentence_may_begin_with_labels(
+        labels: tuple[str, ...], reply: str, label: str | None) -> None:
+    assert label_of(replied(reply), labels) == label
+
+
+def test_a_long_list_is_read_at_once() -> None:
+    """Whether it ends as a list was tried anew for each way to read the spaces: 2^60 ways."""
+    reason = "other: '" + "B  C  " * 30 + "x'"
+    assert label_of(MetricScore("q", 0, None, reason), ("B", "C")) == "B"
+
+
 def test_a_number_is_no_label_and_a_word_is_no_number() -> None:
     assert counts(MetricScore("q", 0, 50.0), CORRECT) is None
     assert counts(replied("TRUE"), Metric(above=50)) is None
