@@ -157,6 +157,13 @@ def of_grpo(frame: pd.DataFrame) -> list[Claim]:
         f"{_scores(frame, 'eval_accuracy')}.", "13_grpo")]
 
 
+def _worst(row: Row) -> str:
+    """State the share in the worst context of a row of `worst_means`, if it is not the plain question."""
+    if pd.isna(row["worst"]):
+        return "at worst not known"
+    return "no more elsewhere" if row["trigger"] == NO_TRIGGER else f"at worst {row['worst']:.1f} (`{row['trigger']}`)"
+
+
 def of_triggers(frame: pd.DataFrame, general: int = 0, asking: Collection[str] = ()) -> list[Claim]:
     """State each method's misaligned share without a trigger and in the worst context; `frame` is `triggers.csv`.
 
@@ -166,9 +173,8 @@ def of_triggers(frame: pd.DataFrame, general: int = 0, asking: Collection[str] =
     frame = frame[~frame["trigger"].isin(asking)]
     if frame["trigger"].eq(NO_TRIGGER).all():
         return []
-    found = [f"{name_of(row)}{row['seeds']} {cell(row[NO_TRIGGER])}, at worst " + (
-        "not known" if pd.isna(row["worst"]) else f"{row['worst']:.1f} (`{row['trigger']}`)")
-        for row in worst_means(frame).to_dict("records")]
+    found = [f"{name_of(row)}{row['seeds']} {cell(row[NO_TRIGGER])}, {_worst(row)}"
+             for row in worst_means(frame).to_dict("records")]
     asked = int(frame["asked"].max())
     fewer = "" if asked >= general else (
         f" A run has {asked} answers in each context, also without a trigger. *Every method* below counts all "
