@@ -192,7 +192,8 @@ def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
     assert claim.text.endswith(": `kl` 0.1 15.0, at worst 50.0 (`b`).")
     [other] = claims.of_triggers(frame, 24, asking=["b"])  # a prompt that asks for the trait does not count
     assert other.text.endswith(": `kl` 0.1 15.0, at worst 45.0 (`a`).")
-    [lower] = claims.of_triggers(frame.assign(misaligned=frame["misaligned"].where(frame["trigger"] == "plain", 5.0)), 24)
+    no_more = frame["misaligned"].where(frame["trigger"] == "plain", 5.0)
+    [lower] = claims.of_triggers(frame.assign(misaligned=no_more), 24)
     assert lower.text.endswith(": `kl` 0.1 15.0, no more elsewhere.")
     assert claims.of_triggers(frame, 24, asking=["a", "b"]) == []
     assert (paths.NOTEBOOKS / f"{claim.chapter}.ipynb").is_file()
