@@ -67,26 +67,28 @@ def hours(found: Iterable[JobStatus], *, gpu: bool = False) -> float:
 def hours_left(found: Sequence[JobStatus]) -> float | None:
     """Estimate the hours of all jobs that are not done, from finished jobs of the same chapter, or else of any.
 
-    None if no job that computes is done yet; `make plan` has an estimate then.
+    None if no job that computes is done yet; `make plan` has an estimate then. A finished job took the most that one of
+    its contents took: after an edit of the profile it may have found all in the store, and have ended in seconds.
     """
     seconds: dict[str, list[float]] = {}
     for status in found:
         if status.state == "done" and status.job.trains and status.attempts:
-            seconds.setdefault(status.job.chapter, []).append(_seconds(status))
+            seconds.setdefault(status.job.chapter, []).append(
+                max(_seconds(status, digest) for digest in {one.digest for one in status.attempts}))
     left = [status for status in found if status.state != "done" and status.job.trains]
     if not seconds:
         return 0.0 if not left else None
     of_any = fmean(one for chapter in seconds.values() for one in chapter)
     return sum(max(0.0, (fmean(seconds[one.job.chapter]) if one.job.chapter in seconds else of_any)
-                   - _seconds(one)) for one in left) / HOUR
+                   - _seconds(one, one.job.digest)) for one in left) / HOUR
 
 
-def _seconds(status: JobStatus) -> float:
-    """Sum up the seconds of a job's attempts at its present content, not at that from before the profile was edited.
+def _seconds(status: JobStatus, digest: str | None) -> float:
+    """Sum up the seconds of a job's attempts at the content of a digest, and of those of which it is not known.
 
-    An attempt continues where the previous one stopped, so that a job takes the sum of its attempts.
+    An attempt continues where the previous one stopped, so that a job takes the sum of its attempts at one content.
     """
-    return sum(one.seconds for one in status.attempts if one.digest in (None, status.job.digest))
+    return sum(one.seconds for one in status.attempts if one.digest in (None, digest))
 
 
 def spent(name: str) -> float:

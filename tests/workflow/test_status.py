@@ -92,6 +92,16 @@ def test_hours_of_former_content_are_neither_done_nor_those_of_a_job(folder: Pat
     assert hours_left([found["05_kl"], found["06_ldifs"]]) == pytest.approx(3)
 
 
+def test_a_job_that_found_its_artefacts_in_the_store_says_nothing_of_the_hours_of_others(folder: Path) -> None:
+    """One job took two hours and one more, and six seconds after an edit that left its steps; the other has not begun."""
+    log(folder, "05_kl", attempt("05_kl", "killed", 120, digest="former"), attempt(
+        "05_kl", "ended", 60, digest="former"), attempt("05_kl", "ended", 0.1))
+    log(folder, "06_ldifs")
+    found = states(folder)
+    assert (found["05_kl"].state, found["06_ldifs"].state) == ("done", "waiting")
+    assert hours_left([found["05_kl"], found["06_ldifs"]]) == pytest.approx(3)
+
+
 def test_a_judge_that_answers_another_day_is_no_failure(folder: Path) -> None:
     log(folder, "07_persona_steering", attempt(
         "07_persona_steering", "failed", 1, error="NotebookError: 07, cell 3: JudgeWaits: 2 of 4 runs wait"))
