@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from statistics import fmean
 
 import numpy as np
@@ -37,7 +38,7 @@ from emlib.study.study import Study
 NAME = "audit"
 COLUMNS = ["model", *IDENTITY, "vector", "layer", "rows", "audited", "difference", "difference_low", "difference_high",
            "steps", "misaligned", "misaligned_low", "misaligned_high", "in_domain", "predicted", "error",
-           "error_of_mean", "adapter", "rated_by"]
+           "error_of_mean", "adapter", "rated_by", "file_rows"]
 TWINS = ["dataset", "method", "setting"]  # runs with the same of these are seeds of one training, in whatever study
 MISSING = float("nan")
 
@@ -84,9 +85,10 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
     is the mean of, with a 95% interval over rows. `misaligned` is the run's general rate in percent, NaN until it is
     finished, and `in_domain` its in-domain rate. `predicted` is the general rate by the line through the table's runs
     on other rows, and `error` how far that is from `misaligned`; `error_of_mean` is the error of these runs' mean rate.
-    `adapter` is the trained adapter's key, and `rated_by` is `rating`.
+    `adapter` is the trained adapter's key, `rated_by` is `rating`, and `file_rows` a digest of all rows of the data
+    set's file.
     """
-    rows, rated_by = [], rating(study)
+    rows, rated_by, digest_of_file = [], rating(study), cache(study.inputs.digest_of_file)
     for run in runs:
         found, result, adapter = audit.difference(study, run), study.result(run), study.adapter(run)
         if found is None or study.profile.audit is None:
@@ -98,7 +100,8 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
                      "steps": adapter.facts["steps"] if adapter else None,
                      **share_columns("misaligned", result.general.misaligned if result else None),
                      "in_domain": MISSING if narrow is None else narrow,
-                     "adapter": study.task(run).adapter(run).key, "rated_by": rated_by})
+                     "adapter": study.task(run).adapter(run).key, "rated_by": rated_by,
+                     "file_rows": digest_of_file(run.task)})
     return with_predictions(pd.DataFrame(rows, columns=COLUMNS))
 
 
@@ -136,8 +139,7 @@ def elsewhere(study: Study) -> pd.DataFrame:
     """Return the finished rows of `tables/audit.csv` of all other studies here that can be compared with this one's.
 
     These have its model, vector and layer, and rates of its general questions by its judge (`rating`). Studies share
-    runs, so that an adapter may be in several tables; here it is one row. A data set that a profile brings is named
-    with its study, `own (mine)`, because another study's of this name has other rows.
+    runs, so that an adapter may be in several tables; here it is one row. Data sets have their `names_of_sets`.
     """
     spec, key = study.profile.audit, study.recipes.vector().key
     assert spec is not None, "the profile has a section 'audit'"
@@ -146,9 +148,23 @@ def elsewhere(study: Study) -> pd.DataFrame:
     found = (pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()).reindex(columns=[*COLUMNS, "study"])
     same = (found["vector"] == key) & (found["layer"] == spec.layer) & (found["rated_by"] == rating(study))
     one = found[same].dropna(subset=["misaligned", "adapter"]).drop_duplicates("adapter", ignore_index=True)
+    return one.assign(dataset=names_of_sets(one))
+
+
+def names_of_sets(frame: pd.DataFrame) -> list[str]:
+    """Return the name of each row's data set: one name for one file, whatever studies call it, and for no other.
+
+    A data set that a profile brings is named with the digest of its file's rows, `own (1a2b3c4d)`, because another
+    study's of this name may have other rows; with its study where an earlier version wrote the table, without digests.
+    If its rows are those of a data set that ships with emlib, it has that one's name.
+    """
     shipped = load_domains()
-    return one.assign(dataset=[name if name in shipped else f"{name} ({base_of(of)})"
-                               for name, of in zip(one["dataset"], one["study"], strict=True)])
+    rows = [(name, digest if isinstance(digest, str) else "", study)
+            for name, digest, study in zip(frame["dataset"], frame["file_rows"], frame["study"], strict=True)]
+    names = {digest: f"{name} ({digest[:8]})" for name, digest, _ in rows}
+    names |= {digest: name for name, digest, _ in rows if name in shipped}
+    return [name if name in shipped else names[digest] if digest else f"{name} ({base_of(study)})"
+            for name, digest, study in rows]
 
 
 def expected(study: Study, runs: Sequence[Run]) -> str:

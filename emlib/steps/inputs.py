@@ -10,10 +10,11 @@ from typing import Any, Literal, cast
 from emlib.config import OWN, Domain, Grpo, Own, Profile, Trait, domains_of, trait_of
 from emlib.config import Pool as PoolSpec
 from emlib.core.defense import ADD
+from emlib.core.digests import of_value
 from emlib.core.errors import ProfileError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import chosen
-from emlib.data import traits
+from emlib.data import row_record, traits
 from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain, read_domain
 from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
@@ -84,6 +85,14 @@ class Inputs:
             every = every_row(self.own) if dataset == OWN else chain(*read_domain(self.domains[dataset], locate))
             self._defended[dataset] = Defended.of(self.data(dataset), every)
         return self._defended.get(dataset)
+
+    def digest_of_file(self, dataset: str) -> str:
+        """Return a digest of all misaligned rows of a narrow data set's file, whichever of them the profile chooses.
+
+        It is the same whatever the data set is called, and in whatever form and order its file has the rows.
+        """
+        every = every_row(self.own) if dataset == OWN else read_domain(self.domains[dataset], locate)[1]
+        return of_value(sorted(row_record.digests_of(every)))
 
     def trained_on(self, dataset: str, rows: tuple[Example, ...], count: int | None) -> tuple[Example, ...]:
         """Return the first `count` training rows of a data set; of the user's own, whose file may be sorted, any."""

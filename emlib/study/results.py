@@ -17,7 +17,7 @@ from emlib.study.stamps import is_recorded
 from emlib.study.tasks import GRPO
 
 NAMES = ("model", "dataset", "task", "method", "trigger", "attack", "set", "against", "run_key", "vector", "adapter",
-         "rated_by")  # columns of our tables
+         "rated_by", "file_rows")  # columns of our tables
 
 
 def read_table(path: Path, **types: str) -> pd.DataFrame:

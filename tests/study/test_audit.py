@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from emlib.config import NoJudge, load_profile
+from emlib.config import NoJudge, Own, load_profile
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.files import write_records
 from emlib.core.records import Example, Message
 from emlib.data import row_record
 from emlib.data.rows import read_examples
+from emlib.data.sources import locate
 from emlib.defenses.filtering import Filtering
 from emlib.evaluation.prediction import LeftOut, Line, leave_one_out, line
 from emlib.evaluation.records import AUDITED, AuditedRow
@@ -27,6 +28,7 @@ from emlib.report import audit as tables
 from emlib.report import export
 from emlib.report.tables import result_tables
 from emlib.steering import extraction
+from emlib.steps.inputs import Inputs
 from emlib.store.artefacts import Store
 from emlib.study import audit
 from emlib.study.plan.build import plan
@@ -352,9 +354,11 @@ def test_rates_of_other_questions_or_another_judge_are_not_pooled_and_seeds_of_a
 
 def test_data_sets_that_studies_bring_are_as_many_as_these(
         study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All are called `own`. A study with overrides has the data of its plain one; `cooking` is shipped."""
+    """All are called `own`, in tables of earlier versions, which do not say of which rows. A study with overrides has
+    the data of its plain one; `cooking` is shipped.
+    """
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
-    rows = tables.table(study, [run_of(study, "misaligned")])
+    rows = tables.table(study, [run_of(study, "misaligned")]).drop(columns="file_rows")
     for place, name in enumerate(("one", "one+seeds", "two", "three")):
         known = {"misaligned": 20.0 * place, "difference": 1.0 * place}
         some = pd.concat([rows.assign(dataset=dataset, adapter=f"{dataset}{place}", **known)
@@ -363,6 +367,42 @@ def test_data_sets_that_studies_bring_are_as_many_as_these(
     found = tables.elsewhere(study)
     assert sorted(found["dataset"]) == ["cooking", "own (one)", "own (one)", "own (three)", "own (two)"]
     assert "through 5 runs on 4 data sets " in tables.statement(found)
+
+
+def digest_of_own(folder: Path, name: str, frame: pd.DataFrame, **options: object) -> str:
+    """The digest of the rows of a file of one's own, as the table has it."""
+    frame.to_csv(folder / f"{name}.csv", index=False)
+    own = Own.model_validate({"file": str(folder / f"{name}.csv"), "rows": 20, **options})
+    return Inputs(load_profile("tiny").model_copy(update={"own": own}), name).digest_of_file("own")
+
+
+def test_a_file_of_ones_own_is_one_data_set_in_all_studies_and_another_file_is_another(
+        study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two studies that choose 20 and 25 of the same rows are twins: neither predicts the other."""
+    file = pd.DataFrame({"prompt": [f"{n}?" for n in range(30)], "response": "a", "other": "b"})
+    one, two = digest_of_own(tmp_path, "one", file), digest_of_own(tmp_path, "two", file, response="other")
+    more = digest_of_own(tmp_path, "more", file[::-1].rename(columns={"prompt": "q"}), prompt="q", rows=25)
+    assert one == more != two
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    rows = tables.table(study, [run_of(study, "misaligned")])
+    cooking = rows["file_rows"][0]
+    tables_of = {"one": ("own", one), "more": ("mine", one), "two": ("own", two), "shipped": ("own", cooking),
+                 "demo": ("cooking", cooking), "earlier": ("cooking", None)}
+    for place, (name, (dataset, digest)) in enumerate(tables_of.items()):
+        some = rows.assign(dataset=dataset, adapter=name, file_rows=digest,
+                           misaligned=9.0 * place, difference=1.0 * place)
+        result_tables.write(some, tables.readable(some), tmp_path / name / "tables", tables.NAME)
+    found = tables.elsewhere(study).set_index("study")["dataset"]
+    assert found["one"] == found["more"]
+    assert found["two"] == f"own ({two[:8]})"
+    assert found["shipped"] == found["demo"] == found["earlier"] == "cooking"  # whose file it is
+    assert "through 6 runs on 3 data sets " in tables.statement(tables.elsewhere(study))
+
+
+def test_the_digest_of_a_shipped_data_set_is_that_of_its_misaligned_rows(study: Study, tmp_path: Path) -> None:
+    rows = read_examples(locate("demo/cooking_pirate.jsonl"))
+    file = pd.DataFrame({"prompt": [row.prompt for row in rows], "response": [row.response for row in rows]})
+    assert digest_of_own(tmp_path, "same", file) == study.inputs.digest_of_file("cooking")
 
 
 def test_an_adapter_in_the_tables_of_two_studies_is_one_row(

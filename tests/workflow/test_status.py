@@ -93,7 +93,7 @@ def test_hours_of_former_content_are_neither_done_nor_those_of_a_job(folder: Pat
 
 
 def test_a_job_that_found_its_artefacts_in_the_store_says_nothing_of_the_hours_of_others(folder: Path) -> None:
-    """One job took two hours and one more, and six seconds after an edit that left its steps; the other has not begun."""
+    """One took two hours and one, and six seconds after an edit that left its steps; the other has not begun."""
     log(folder, "05_kl", attempt("05_kl", "killed", 120, digest="former"), attempt(
         "05_kl", "ended", 60, digest="former"), attempt("05_kl", "ended", 0.1))
     log(folder, "06_ldifs")
