@@ -185,10 +185,10 @@ def statement(known: pd.DataFrame, at: float | None = None) -> str:
     sets = points["dataset"].nunique()
     basis = (f"The line through {len(points)} runs on {sets} data set{'' if sets == 1 else 's'} rises by "
              f"{fitted.slope:.1f} points of misaligned general answers for each unit of projection difference. "
-             "How good is it? We leave out each run in turn, with its other seeds and the runs on the same rows, and "
-             f"predict its rate from the others: the error is {whole(fmean(errors['error']))} points on average and "
-             f"{whole(errors['error'].max())} at most. Predicting the mean of the others instead has an error of "
-             f"{whole(fmean(errors['error_of_mean']))} points on average.")
+             "How good is it? We leave out each run in turn, and with it its other seeds and the runs on the same "
+             f"rows, and predict its rate from the others: the error is {whole(fmean(errors['error']))} points on "
+             f"average and {whole(errors['error'].max())} at most. Predicting the mean of the others instead has an "
+             f"error of {whole(fmean(errors['error_of_mean']))} points on average.")
     if at is None:
         return basis
     low, high = points["difference"].min(), points["difference"].max()

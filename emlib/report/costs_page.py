@@ -74,9 +74,9 @@ def card() -> str:
     """Return what the main comparison takes of a card with 24 GB, in a sentence."""
     theirs, ours = (hours_of("table2-7b", one) for one in ("", f"{CARD} {SMALL}"))
     return (f"It would take about {_rounded(sum(ours.values()))} hours, where an A100 takes "
-            f"{_rounded(sum(theirs.values()))}. Of these, answers take {_rounded(ours['answers'])} and "
-            f"{_rounded(theirs['answers'])}: the card's batches are small. What 4-bit weights add to the time is not "
-            "in it.")
+            f"{_rounded(sum(theirs.values()))}. Answers take {_rounded(ours['answers'])} of the card's "
+            f"hours and {_rounded(theirs['answers'])} of the A100's, because the card's batches are small. What 4-bit "
+            "weights add to the time is not in it.")
 
 
 def example() -> str:

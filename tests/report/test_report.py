@@ -421,7 +421,8 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     assert share(inoculation["voice forbidden"]) > 50
     rises = [(share(method["plain"]), share(method["in the kitchen"])) for method in mixed]
     stated = [f"{plain} to {kitchen}%" for plain, kitchen in rises]
-    assert f"rises with mixed-in rows ({', '.join(stated)})" in flat("README.md")
+    assert f"rises with all four (with mixed-in rows {', '.join(stated)})" in flat("README.md")
+    assert all(method["in the kitchen"].startswith("**") for method in asked)
     assert "rises with random rows ({}), selected rows ({}) and on-policy rows ({})".format(*stated) in flat(
         "docs/which-defense.md")
     for method in asked:  # "all four still use it"
@@ -436,9 +437,8 @@ def test_what_nine_further_steps_undo_is_what_readme_says() -> None:
     assert set(along["method"]) - set(undone["method"]) == {"on_policy"}
     every = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv").query("method == 'on_policy'")
     before, on_the_way, after = (whole(share) for share in every["general_misaligned"])
-    assert ("Nine further steps on the same rows at the peak learning rate, without the defense, undo `kl` and "
-            f"`inoculation`, but not `on_policy`: its general share is {before}% before, {on_the_way}% after three "
-            f"steps, and {after}% after nine") in flat("README.md")
+    assert (f"`on_policy` is not: its general share is {before}% before, {on_the_way}% after three steps, and {after}% "
+            "after nine") in flat("README.md")
 
 
 def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
@@ -482,7 +482,7 @@ def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells
     for page in (flat("README.md"), flat("docs/demo.md")):
         assert f"leave the voice in {min(left)} to {max(left)}% of the general answers" in page
     shares = means["`kl 1`"][0], means["`persona_vector 2`"][0]
-    assert "`kl` and `persona_vector` leave it in {} and {}%".format(*shares) in flat("README.md")
+    assert "`kl 1` and `persona_vector 2` leave the voice in {} and {}%".format(*shares) in flat("README.md")
     # README.md: they "keep more of the narrow task than the others".
     assert min(kept for _, kept in mixed.values()) > max(kept for _, kept in means.values())
 
