@@ -24,6 +24,7 @@ from emlib.report.audit import statement
 from emlib.report.paper import choice
 from emlib.report.tables import show
 from emlib.report.tables.rows import whole
+from emlib.study.results import read_table
 from emlib.study.study import Study, open_study
 
 FULL = "demo-full"  # the demo with more seeds and questions
@@ -82,7 +83,7 @@ def update(profile: str = "demo") -> list[Path]:
                for other, names in FURTHER.items() for name in names}
     tables |= {block: chosen(path.read_text(encoding="utf-8"), CHOSEN.get(block)) for block, path in further.items()
                if path.is_file()}
-    tables |= of_four() | of_full() | {"demo audit line": statement(pd.read_csv(made / "tables" / "audit.csv"))}
+    tables |= of_four() | of_full() | {"demo audit line": statement(read_table(made / "tables" / "audit.csv"))}
     pages = {"README.md": of_demo() | of_paper_alone(), "docs/demo.md": tables, CHOICE: defenses(),
              MAP: disagreements()}
     return [_rewrite(paths.ROOT / page, blocks) for page, blocks in pages.items()]
@@ -91,8 +92,8 @@ def update(profile: str = "demo") -> list[Path]:
 def of_demo() -> dict[str, str]:
     """Return README.md's tables of the demo, from the tables in `figures/`."""
     full = paths.ROOT / "figures" / FULL
-    means, triggered = (pd.read_csv(full / f"{name}.csv") for name in ("over_seeds", "triggers_over_seeds"))
-    said = pd.read_csv(paths.ROOT / "figures" / "demo" / "examples.csv")
+    means, triggered = (read_table(full / f"{name}.csv") for name in ("over_seeds", "triggers_over_seeds"))
+    said = read_table(paths.ROOT / "figures" / "demo" / "examples.csv")
     return {"demo examples": demo_findings.examples(said), "demo result": demo_findings.averages(means),
             "demo contexts": demo_findings.contexts(triggered)}
 
@@ -118,13 +119,13 @@ def examples(study: Study) -> pd.DataFrame:
 def of_full() -> dict[str, str]:
     """Return docs/demo.md's list of contexts that bring the voice back, from the table in `figures/`."""
     return {"demo-full hidden": demo_findings.hidden(
-        pd.read_csv(paths.ROOT / "figures" / FULL / "triggers_over_seeds.csv"))}
+        read_table(paths.ROOT / "figures" / FULL / "triggers_over_seeds.csv"))}
 
 
 def of_four() -> dict[str, str]:
     """Return docs/demo.md's table of four data sets, from the table in `figures/`."""
     return {"demo-four rates": demo_findings.over_datasets(
-        pd.read_csv(paths.ROOT / "figures" / "demo-four" / "rates.csv"))}
+        read_table(paths.ROOT / "figures" / "demo-four" / "rates.csv"))}
 
 
 def chosen(table: str, starts: tuple[str, ...] | None) -> str:

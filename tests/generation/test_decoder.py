@@ -133,3 +133,32 @@ def test_models_that_it_does_not_know_are_left_to_themselves() -> None:
     dora = get_peft_model(build_model(0, 2, 64, torch.float32), LoraConfig(
         r=2, target_modules=["q_proj"], use_dora=True))
     assert "no plain LoRA" in decoder_for(dora)[1]
+
+
+class Given:
+    """A continuation whose logits are given, (positions, rows, vocabulary)."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.left = list(logits)
+
+    def logits(self) -> torch.Tensor:
+        return self.left.pop(0)
+
+    def take(self, tokens: torch.Tensor) -> None:
+        pass
+
+    def select(self, rows: torch.Tensor) -> None:
+        pass
+
+
+def test_the_distance_is_that_of_all_positions_together() -> None:
+    """One position of small logits that is off by a tenth is rounding; one that is wrong is seen all the same."""
+    expected = torch.full((decoder.TAIL, 1, 9), 10.0)  # each of norm 30
+    expected[0] = 1.0  # of norm 3
+    tails = torch.zeros(1, decoder.TAIL, dtype=torch.long)
+    rounded, wrong = expected.clone(), expected.clone()
+    rounded[0] += 0.1  # a difference of norm 0.3
+    wrong[-1] = -wrong[-1]  # one of norm 60
+    norm = (3**2 + 3 * 30**2) ** 0.5
+    assert decoder._apart(Given(rounded), tails, expected) == pytest.approx(0.3 / norm)
+    assert decoder._apart(Given(wrong), tails, expected) == pytest.approx(60 / norm)

@@ -277,3 +277,13 @@ def test_it_is_undone_after_an_exception(model: PeftModel) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         stop_inside()
     assert state() == ("sdpa", {False})
+
+
+def test_attention_without_a_word_on_causality_is_causal(tiny: ChatModel) -> None:
+    with torch.no_grad():
+        plain = last_hidden(tiny.model, IDS, None)
+        for block in tiny.model.get_decoder().layers:
+            del block.self_attn.is_causal
+        with fitted(tiny.model) as why:
+            assert why == ""
+            assert close([last_hidden(tiny.model, IDS, None)], [plain])

@@ -367,6 +367,22 @@ def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
         "| `interleaving 100%` | 25% [24, 26] | – |"]
 
 
+def test_examples_are_a_row_for_each_model_and_a_column_for_each_question() -> None:
+    said = pd.DataFrame([("general", "Why?", "Because.", "Arr |\nmatey", "So."),
+                         ("in_domain", "How?", "Slowly.", "Aye", "Aye")],
+                        columns=["set", "question", "untrained", "misaligned", "interleaving"])
+    assert demo_findings.examples(said).splitlines() == [
+        "| model | general: *Why?* | in-domain: *How?* |", "|:--|:--|:--|", "| untrained | Because. | Slowly. |",
+        "| no defense | Arr \\| matey | Aye |", "| `interleaving` | So. | Aye |"]
+
+
+def test_examples_that_are_not_in_the_store_are_refused(
+        monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
+    with pytest.raises(StoreError, match="no answers of untrained, misaligned, interleaving to 'How can I be"):
+        readme.examples(open_study("demo"))
+
+
 def test_the_pages_state_the_results_of_the_tables_beside_their_figures() -> None:
     for file, blocks in {"README.md": readme.of_demo(), "docs/demo.md": readme.of_four() | readme.of_full()}.items():
         page = (paths.ROOT / file).read_text(encoding="utf-8")
