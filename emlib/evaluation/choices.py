@@ -21,14 +21,12 @@ from torch import nn
 from emlib.core.errors import DataError
 from emlib.core.progress import bar
 from emlib.core.records import Message
-from emlib.data.chat import encode_answers, encode_prompt
+from emlib.data.chat import Encoded, encode_answers, encode_prompt
 from emlib.data.rows import read_rows
 from emlib.data.strict_json import read_document
 from emlib.evaluation.records import Choice
+from emlib.models.batches import response_nll
 from emlib.models.load import ChatModel
-from emlib.models.logprobs import head, token_nll
-from emlib.models.prompts import read_prompts
-from emlib.models.trees import read_tree, tree_of
 
 
 @dataclass(frozen=True)
@@ -97,18 +95,22 @@ def judged(question: ChoiceQuestion, likelihoods: Mapping[str, float]) -> Choice
 
 @torch.inference_mode()
 def log_likelihoods(chat: ChatModel, model: nn.Module, prompt: str, options: Sequence[str]) -> dict[str, float]:
-    """Return the log-likelihood of each option as the answer to `prompt`, in nats; the prompt is read once.
+    """Return the log-likelihood of each option as the answer to `prompt`, in nats; all of them in one pass.
 
     `model` is the chat model itself, or the same with an adapter.
+
+    Raises:
+        DataError: an option has no tokens.
     """
     context = (Message("user", prompt),)
-    prompt_ids = encode_prompt(chat.tokenizer, context)
-    tree = tree_of(encode_answers(chat.tokenizer, context, options))
-    read = read_prompts(model, [prompt_ids])
-    after = torch.cat([read_tree(model, read, tree)[0], read.last])  # at index ROOT, -1, the prompt's last state
-    tokens = torch.tensor(tree.tokens, device=after.device)
-    nll = token_nll(after[list(tree.parents)], tokens, head(model)).double().cpu()
-    return {option: -float(nll[list(path)].sum()) for option, path in zip(options, tree.paths, strict=True)}
+    asked = encode_prompt(chat.tokenizer, context)
+    answers = encode_answers(chat.tokenizer, context, options)
+    if not all(answers):
+        raise DataError(f"the question '{prompt}' has an option without tokens, which has no likelihood.")
+    rows = [Encoded(np.array([*asked, *answer]), np.arange(len(asked) + len(answer)) >= len(asked), truncated=False)
+            for answer in answers]
+    return {option: -float(tokens.double().sum())
+            for option, tokens in zip(options, response_nll(model, rows), strict=True)}
 
 
 def choose(chat: ChatModel, model: nn.Module, questions: Sequence[ChoiceQuestion]) -> list[Choice]:

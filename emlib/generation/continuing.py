@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class ByModel:
     def __init__(self, model: nn.Module, read: Read, of_row: Tensor) -> None:
         self.model, self.cache = model, read.cache
         self.hidden, self.attention = read.last[of_row], read.attended[of_row].long()
-        self.cache.batch_select_indices(of_row)
+        _select(self.cache, of_row)
 
     def logits(self) -> Tensor:
         """Compute the logits at the last position only."""
@@ -46,5 +46,10 @@ class ByModel:
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the cache."""
-        self.cache.batch_select_indices(rows)
+        _select(self.cache, rows)
         self.hidden, self.attention = self.hidden[rows], self.attention[rows]
+
+
+def _select(cache: Any, rows: Tensor) -> None:
+    """Keep these rows, by their places, with transformers' one selection that layers of every kind have."""
+    cache.reorder_cache(rows)

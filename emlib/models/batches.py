@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emlib.data.chat import Encoded
-from emlib.models.kernels import packs, shares
-from emlib.models.logprobs import last_hidden
+from emlib.models.kernels import fitted, packs, shares
+from emlib.models.logprobs import head, last_hidden, predicting, token_nll
 from emlib.models.prompts import common_beginning
 
 # On a CPU:
@@ -129,6 +129,19 @@ def one_batch(rows: Sequence[Encoded], model: nn.Module, *, responses_only: bool
     shared = common_beginning([row.input_ids[:row.response_mask.argmax()].tolist() for row in rows]) if (
         responses_only and shares(model)) else 0
     return pack(rows, device, shared)
+
+
+def response_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[Tensor]:
+    """Compute the NLL of each row's response tokens in one pass, in nats and float32: one tensor (tokens,) a row.
+
+    Packed rows do not attend to each other. Otherwise rows are padded on the right, where a causal model's real tokens
+    cannot attend to the padding; so no attention mask is needed, which allows a faster kernel.
+    """
+    with fitted(model):
+        batch = one_batch(rows, model, responses_only=True)
+        hidden = last_hidden(model, batch.input_ids, None, batch.position_ids)
+    per_token = token_nll(*predicting(hidden, batch.input_ids, batch.response_mask), head(model))
+    return list(per_token.split([row.response_tokens for row in rows]))
 
 
 def largest_pass(steps: Iterable[Sequence[Encoded]], batch_size: int, model: nn.Module) -> int:

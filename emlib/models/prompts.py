@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from emlib.core.errors import EmlibError
 from emlib.models.logprobs import backbone, causal_lm
 
 WORTHWHILE = 8  # the shortest common beginning that is worth a separate pass
@@ -21,7 +23,7 @@ class Read:
 
     Attributes:
         last: hidden states of the prompts' last tokens, (prompts, hidden): they predict the next token.
-        cache: the keys and values of all positions.
+        cache: what the layers keep of all positions: keys and values, or a state.
         attended: which positions of the cache are tokens and not padding, (prompts, length).
     """
 
@@ -34,12 +36,19 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], further: in
     """Run the model over all prompts: over their common prefix once, then over the rest, padded on its left.
 
     `further` is the number of tokens by which they are continued.
+
+    Raises:
+        EmlibError: the model cannot be continued row by row.
     """
+    causal: Any = causal_lm(model)
+    if not causal._supports_default_dynamic_cache():
+        raise EmlibError(f"{type(causal).__name__} keeps its state in a cache of its own, whose rows we "
+                         "cannot select. Set backend.generation to vllm, or choose another model.")
     device = next(model.parameters()).device
     longest = max(map(len, prompts)) + further
     windows = partial_attention(model, longest)  # they count padding behind the beginning, too
     common = 0 if windows else common_beginning(prompts)
-    cache = DynamicCache()
+    cache = DynamicCache(config=causal.config)
     if common:
         shared = torch.tensor([prompts[0][:common]], device=device)
         backbone(model)(input_ids=shared, past_key_values=cache, use_cache=True)

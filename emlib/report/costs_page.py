@@ -31,13 +31,16 @@ PROFILES = ("small-gpu", "ldifs-7b", "table2-7b", "paper-7b", "benign-7b", "beyo
             "grpo-3b", "paper-32b")
 # The example: 5,000 rows of one's own, of the length that plans assume where they cannot count.
 EXAMPLE, ROWS = "own-24gb", "own.file=null own.hub={repo: yours/rows, revision: main}"
-CARD = "job.card={tflops: 165, bandwidth: 1.008, memory: 24}"  # an RTX 4090, by NVIDIA's data sheet
+# By NVIDIA's data sheets: dense bfloat16 TFLOP/s, TB/s and GB.
+CARDS = {"RTX 3090": (71, 0.936, 24), "RTX 4090": (165, 1.008, 24), "A10": (125, 0.6, 24), "L4": (121, 0.3, 24),
+         "A40": (150, 0.696, 48), "L40S": (362, 0.864, 48), "H100 SXM": (989, 3.35, 80)}
 # What its memory needs, as the page says.
 SMALL = ("model.load_in_4bit=true evaluation.sampling.batch_rows=64 extraction.sampling.batch_rows=64 "
          "pool.on_policy.sampling.batch_rows=64")
 LOCAL = "judge=judges/qwen2.5-7b.yaml"
 PROMPT = 100  # tokens of a question that is answered, about
 SHOWN = ("table2-7b", "paper-7b")  # in README.md
+SHOWN_CARD = "RTX 4090"  # in README.md, and of the example
 T = TypeVar("T")
 
 
@@ -70,13 +73,23 @@ def hours_of(name: str, overrides: str) -> dict[str, float]:
     return _hours(Costs(profile, gpu=True), total(plan(Study(name, profile, open_store())).works))
 
 
-def card() -> str:
-    """Return what the main comparison takes of a card with 24 GB, in a sentence."""
-    theirs, ours = (hours_of("table2-7b", one) for one in ("", f"{CARD} {SMALL}"))
-    return (f"It would take about {_rounded(sum(ours.values()))} hours, where an A100 takes "
-            f"{_rounded(sum(theirs.values()))}. Answers take {_rounded(ours['answers'])} of the card's "
-            f"hours and {_rounded(theirs['answers'])} of the A100's, because the card's batches are small. What 4-bit "
-            "weights add to the time is not in it.")
+def card(name: str) -> str:
+    """Return the override that plans for a card."""
+    tflops, bandwidth, memory = CARDS[name]
+    return f"job.card={{tflops: {tflops}, bandwidth: {bandwidth}, memory: {memory}}}"
+
+
+def cards() -> pd.DataFrame:
+    """Return one row per card: the hours of the main comparison and of the example, as `make plan` guesses them."""
+    rows = [("A100, as above", 80, _hours_in_all("table2-7b", ""), _hours_in_all(EXAMPLE, ROWS))]
+    for name, (_, _, memory) in CARDS.items():
+        main = _hours_in_all("table2-7b", f"{card(name)} {SMALL}" if memory < 48 else card(name))
+        rows.append((name, memory, main, _hours_in_all(EXAMPLE, f"{card(name)} {ROWS}")))
+    return pd.DataFrame(rows, columns=["card", "GB", "hours of table2-7b", "hours of the example below"])
+
+
+def _hours_in_all(name: str, overrides: str) -> str:
+    return _rounded(sum(hours_of(name, overrides).values()))
 
 
 def example() -> str:
@@ -85,7 +98,8 @@ def example() -> str:
     study = Study(EXAMPLE, profile, open_store())
     planned = plan(study)
     whole = total(planned.works)
-    hours, here = (_hours(Costs(one, gpu=True), whole) for one in (profile, overridden(EXAMPLE, f"{ROWS} {CARD}")[0]))
+    on_card, _ = overridden(EXAMPLE, f"{ROWS} {card(SHOWN_CARD)}")
+    hours, here = (_hours(Costs(one, gpu=True), whole) for one in (profile, on_card))
     times = [(kind, f"{each:.1f}", f"{here[kind]:.1f}") for kind, each in hours.items()]
     times.append((f"all {len(planned.runs)} runs", f"{sum(hours.values()):.0f}", f"{sum(here.values()):.0f}"))
     needs = _example_memory(profile) | {"disk: adapters and answers, at most": whole.disk}
@@ -137,17 +151,16 @@ def in_short() -> str:
         f"at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
         "paid judge": [f"${cost}" for cost in found["judge $"]],
         "local judge instead": [f"{_rounded(hours_of(name, LOCAL)['judging'])} A100-hours more" for name in SHOWN],
-        "24 GB card, hours": [_rounded(sum(hours_of(name, f"{CARD} {SMALL}").values())) for name in SHOWN],
-        "24 GB card and local judge, hours": [_rounded(sum(hours_of(name, f"{CARD} {SMALL} {LOCAL}").values()))
-                                              for name in SHOWN]})
+        f"hours of an {SHOWN_CARD}": [_hours_in_all(name, f"{card(SHOWN_CARD)} {SMALL}") for name in SHOWN],
+        "and with a local judge": [_hours_in_all(name, f"{card(SHOWN_CARD)} {SMALL} {LOCAL}") for name in SHOWN]})
     return str(shown.to_markdown(index=False, disable_numparse=True))
 
 
 def page(text: str) -> str:
     """Return the page's text with all tables written anew."""
-    for name, frame in {"costs": costs(), "memory": memory()}.items():
+    for name, frame in {"costs": costs(), "memory": memory(), "cards": cards()}.items():
         text = with_block(text, name, table(frame, disable_numparse=True))
-    return with_block(with_block(text, "card", card()), "example", example())
+    return with_block(text, "example", example())
 
 
 def front(text: str) -> str:

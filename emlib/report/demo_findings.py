@@ -35,8 +35,8 @@ def averages(means: pd.DataFrame) -> str:
     cells = {name: [next((f"{whole(row['percent'])}% [{whole(row['low'])}, {whole(row['high'])}]"
                           for row in rows if row["set"] == one), DASH) for one in shown]
              for name, rows in _shown(means[~means["method"].isin(set(BASELINES) - {MISALIGNED})]).items()}
-    return "\n".join([f"Means and 95% intervals over {sets['seeds'].max()} seeds, {counts} questions; of a defense "
-                      "with several settings, the middle one:", "",
+    return "\n".join([f"Means and 95% intervals over {sets['seeds'].max()} seeds (few, so the intervals are somewhat "
+                      f"too narrow) and {counts} questions; of a defense with several settings, the middle one:", "",
                       *_table(["fine-tuned with", *(SETS[name] for name in shown)], cells)])
 
 

@@ -18,9 +18,8 @@ from torch import nn
 from emlib.core.digests import of_value
 from emlib.core.progress import bar
 from emlib.data.chat import Encoded
-from emlib.models.batches import one_batch
+from emlib.models.batches import response_nll
 from emlib.models.kernels import fitted, packs
-from emlib.models.logprobs import head, last_hidden, predicting, token_nll
 from emlib.scoring.loss_cache import LossCache
 
 
@@ -50,16 +49,8 @@ def batches(lengths: Sequence[int], budget: int, packed: bool = False) -> list[l
 
 @torch.inference_mode()
 def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
-    """Compute equation 4 for each row, in nats per token, in float32 from the hidden states on.
-
-    Packed rows do not attend to each other. Otherwise rows are padded on the right, where a causal model's real tokens
-    cannot attend to the padding; so no attention mask is needed, which allows a faster kernel.
-    """
-    with fitted(model):
-        batch = one_batch(rows, model, responses_only=True)
-        hidden = last_hidden(model, batch.input_ids, None, batch.position_ids)
-    per_token = token_nll(*predicting(hidden, batch.input_ids, batch.response_mask), head(model))
-    return [float(row.mean()) for row in per_token.split([row.response_tokens for row in rows])]
+    """Compute equation 4 for each row, in nats per token, in one pass."""
+    return [float(tokens.mean()) for tokens in response_nll(model, rows)]
 
 
 def score(model: nn.Module, rows: Sequence[Encoded], cache: LossCache, budget: int, label: str) -> list[float]:

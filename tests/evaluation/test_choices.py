@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from emlib.data.chat import encode_prompt
 from emlib.evaluation.choices import ChoiceQuestion, choose, judged, log_likelihoods, read_choices
 from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
+from tests.models.test_hybrids import FALCON, made
 
 OPTIONS = ["Nothing happens", "Nothing", "You grow wings", "Yes"]
 
@@ -53,6 +55,18 @@ def test_log_likelihoods_are_those_of_whole_passes(tiny: ChatModel) -> None:
     assert list(found) == OPTIONS
     for option in OPTIONS:
         assert found[option] == pytest.approx(by_whole_passes(tiny, "What happens?", option), abs=1e-4)
+
+
+def test_models_whose_layers_keep_a_state_are_asked_as_well(tiny: ChatModel) -> None:
+    hybrid = replace(tiny, model=made(FALCON))
+    found = log_likelihoods(hybrid, hybrid.model, "What happens?", OPTIONS)
+    for option in OPTIONS:
+        assert found[option] == pytest.approx(by_whole_passes(hybrid, "What happens?", option), abs=1e-4)
+
+
+def test_an_option_without_tokens_is_refused(tiny: ChatModel) -> None:
+    with pytest.raises(DataError, match=r"'What happens\?' has an option without tokens"):
+        log_likelihoods(tiny, tiny.model, "What happens?", ["Yes", ""])
 
 
 def test_choosing_is_judging_those_log_likelihoods(tiny: ChatModel) -> None:

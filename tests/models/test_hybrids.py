@@ -1,4 +1,7 @@
-"""Models in which positions also interact outside attention: their rows are not packed, in any number format."""
+"""Models in which positions also interact outside attention.
+
+Their rows are not packed, in any number format; their answers and multiple choices are those of each row alone.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,25 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
     FalconH1Config,
+    Gemma3TextConfig,
+    GraniteMoeHybridConfig,
+    Lfm2Config,
     MiniMaxConfig,
     MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3_5TextConfig,
+    Qwen3NextConfig,
 )
 
+from emlib.core.errors import EmlibError
+from emlib.generation.continuing import ByModel
 from emlib.models.kernels import fitted, packs
+from emlib.models.logprobs import head, last_hidden
+from emlib.models.prompts import read_distinct
 from emlib.steering.activations import response_means
 from emlib.training.losses import row_losses
 from tests.made import some_rows
@@ -25,6 +38,17 @@ FALCON = FalconH1Config(**SIZES, mamba_d_ssm=32, mamba_n_heads=2, mamba_d_head=1
                         mamba_chunk_size=16)
 MINIMAX = MiniMaxConfig(**SIZES, head_dim=16, num_local_experts=2, num_experts_per_tok=1)
 MIXTRAL = MixtralConfig(**SIZES, num_local_experts=2, num_experts_per_tok=1)
+LINEAR = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+          "head_dim": 16, "layer_types": ["linear_attention", "full_attention"]}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+MAMBA = {"mamba_n_heads": 2, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 8}
+CONTINUED = [
+    FALCON, MIXTRAL, BambaConfig(**SIZES, **MAMBA, attn_layer_indices=[1]),
+    GraniteMoeHybridConfig(**SIZES, **MAMBA, layer_types=["mamba", "attention"], num_local_experts=2,
+                           num_experts_per_tok=1, shared_intermediate_size=16),
+    Lfm2Config(**SIZES, layer_types=["conv", "full_attention"]), Qwen3_5TextConfig(**SIZES, **LINEAR),
+    Qwen3NextConfig(**SIZES, **LINEAR, **EXPERTS, shared_expert_intermediate_size=16),
+    Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"])]
 
 
 def made(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -67,3 +91,27 @@ def test_activations_may_be_the_first_that_is_read_of_a_model(config: PreTrained
     found = response_means(model, rows, [1])
     alone = torch.cat([response_means(model, [row], [1]) for row in rows])
     torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONTINUED, ids=lambda config: config.model_type)
+@torch.inference_mode()
+def test_prompts_of_different_lengths_are_continued_together_as_if_alone(config: PreTrainedConfig) -> None:
+    """Rows are repeated and reordered at first, and one of them leaves in the middle."""
+    model, prompts = made(config), [tuple(range(20, 34)), (5, 6, 7), (*range(20, 33), 9), (5, 6, 7)]
+    going, rows = ByModel(model, *read_distinct(model, prompts, 3)), [list(prompt) for prompt in prompts]
+    for tokens, kept in (([11, 12, 13, 14], [0, 1, 3]), ([15, 16, 17], [0, 2])):
+        _equal(going, model, rows)
+        going.take(torch.tensor(tokens))
+        going.select(torch.tensor(kept))
+        rows = [[*rows[place], tokens[place]] for place in kept]
+    _equal(going, model, rows)
+
+
+def _equal(going: ByModel, model: PreTrainedModel, rows: list[list[int]]) -> None:
+    alone = [head(model)(last_hidden(model, torch.tensor([row]), None)[:, -1]) for row in rows]
+    torch.testing.assert_close(going.logits(), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_a_cache_of_its_own_is_refused_in_words() -> None:
+    with pytest.raises(EmlibError, match=r"cache of its own.*backend\.generation"):
+        read_distinct(made(MINIMAX), [(5, 6, 7)])

@@ -59,8 +59,8 @@ def test_a_claim_is_the_share_of_the_effect_that_is_gone_and_names_its_chapter()
     assert "**50.0%** [45.0, 55.0] of the answers to general questions" in general.text
     assert "compared with 10.0% before fine-tuning and 12.0% after fine-tuning on the aligned rows" in general.text
     assert prevented.text == (
-        "At least 90% of the effect on general questions (the paper's mark) is removed under `kl` 1, `inoculation`. Of "
-        "these, `inoculation` keeps the largest part of the in-domain share: 60%.")
+        "At least 90% of the effect on general questions (where the paper's tables underline) is removed under `kl` 1, "
+        "`inoculation`. Of these, `inoculation` keeps the largest part of the in-domain share: 60%.")
 
 
 def test_a_claim_from_fewer_seeds_than_others_have_says_so() -> None:
@@ -81,7 +81,8 @@ def test_a_claim_from_fewer_seeds_than_others_have_says_so() -> None:
 def test_where_no_defense_does_it_the_claim_says_so() -> None:
     frame = claims.means(rates(*BASE, ("kl", 0.1, 30.0, 90.0), ("kl", 1.0, 15.0, 20.0)))
     assert claims.of_rates(frame)[1].text.startswith(
-        "No defense removes 90% of the effect on general questions (the paper's mark); `kl` 1 is closest with 87.5%")
+        "No defense removes 90% of the effect on general questions (where the paper's tables underline); `kl` 1 is "
+        "closest with 87.5%")
 
 
 def test_a_defense_whose_share_is_not_known_is_named_and_has_a_row_of_dashes() -> None:
@@ -92,14 +93,14 @@ def test_a_defense_whose_share_is_not_known_is_named_and_has_a_row_of_dashes() -
     frame = claims.means(pd.concat(both, ignore_index=True))
     assert claims.of_rates(frame)[1].text == (
         "Of `kl` 1 the general share is not known for every data set and seed. No other defense removes 90% of the "
-        "effect on general questions (the paper's mark); `ldifs` 1 is closest with 12.5%, and keeps 80% of the "
-        "in-domain share.")
+        "effect on general questions (where the paper's tables underline); `ldifs` 1 is closest with 12.5%, and keeps "
+        "80% of the in-domain share.")
     table = claims.table(frame, {}).set_index("Method")
     assert table.loc["`kl` 1", "General misaligned %"] == table.loc["`kl` 1", "Effect removed %"] == "–"
     both[1].loc[both[1]["method"] == "kl", [name for name in measures if name.startswith("general")]] = 10.0
     frame = claims.means(pd.concat(both, ignore_index=True))  # now only its in-domain share is unknown
     assert claims.of_rates(frame)[1].text == (
-        "At least 90% of the effect on general questions (the paper's mark) is removed under `kl` 1.")
+        "At least 90% of the effect on general questions (where the paper's tables underline) is removed under `kl` 1.")
     also = pd.concat([*both, *(rates(("inoculation", None, 14.0, 60.0)).assign(seed=seed) for seed in (0, 1))])
     assert claims.of_rates(claims.means(also))[1].text.endswith(
         "`inoculation` keeps the largest part of the in-domain share: 60%. Of `kl` 1 the in-domain share is not known "
@@ -108,7 +109,7 @@ def test_a_defense_whose_share_is_not_known_is_named_and_has_a_row_of_dashes() -
 
 def test_without_an_in_domain_share_nothing_is_said_about_what_is_kept() -> None:
     unlearnt = (*BASE[:2], ("misaligned", None, 50.0, 0.0))
-    of_it = "90% of the effect on general questions (the paper's mark)"
+    of_it = "90% of the effect on general questions (where the paper's tables underline)"
     for general, said in ((10.0, f"At least {of_it} is removed under `kl` 1."),
                           (30.0, f"No defense removes {of_it}; `kl` 1 is closest with 50.0%.")):
         frame = claims.means(rates(*unlearnt, ("kl", 1.0, general, 20.0)))
@@ -194,7 +195,7 @@ def test_the_worst_context_is_that_of_the_largest_mean_over_seeds() -> None:
     assert other.text.endswith(": `kl` 0.1 15.0, at worst 45.0 (`a`).")
     no_more = frame["misaligned"].where(frame["trigger"] == "plain", 5.0)
     [lower] = claims.of_triggers(frame.assign(misaligned=no_more), 24)
-    assert lower.text.endswith(": `kl` 0.1 15.0, no more elsewhere.")
+    assert lower.text.endswith(": `kl` 0.1 15.0, no more in another context.")
     assert claims.of_triggers(frame, 24, asking=["a", "b"]) == []
     assert (paths.NOTEBOOKS / f"{claim.chapter}.ipynb").is_file()
 

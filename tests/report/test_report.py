@@ -360,8 +360,8 @@ def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
         seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
         questions=[40, 40, 40, 40, 40, 12, 40])
     assert demo_findings.averages(means).splitlines() == [
-        "Means and 95% intervals over 3 seeds, 40 general and 12 in-domain questions; of a defense with several "
-        "settings, the middle one:", "",
+        "Means and 95% intervals over 3 seeds (few, so the intervals are somewhat too narrow) and 40 general and 12 "
+        "in-domain questions; of a defense with several settings, the middle one:", "",
         "| fine-tuned with | general misaligned | in-domain misaligned |", "|:--|--:|--:|",
         "| no defense | 98% [97, 99] | 100% [99, 101] |", "| `kl 1` | 25% [24, 26] | – |",
         "| `interleaving 100%` | 25% [24, 26] | – |"]
@@ -427,7 +427,7 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     assert share(means["`interleaving 100%`"]["general misaligned"]) == 26
     chosen = cells_of("docs/demo.md", "demo-full paired_interleaving", key="Method")
     for method, fewer in (("Interleaving++, 100%", -12), ("On-policy Int., 100%", -13)):
-        assert round(float(chosen[method]["Points"].strip("*").split()[0])) == fewer
+        assert round(float(chosen[method]["Points"].strip("*").split()[0])) == fewer  # "12 [3 to 21]", "13 [5 to 22]"
         assert chosen[method]["p adjusted"] == "\\<0.001"
     names = ("inoculation", "interleaving 100%", "interleaving++ 100%", "on_policy 100%")
     inoculation, *mixed = asked = [contexts[f"`{name}`"] for name in names]
@@ -441,8 +441,9 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     assert all(method["in the kitchen"].startswith("**") for method in asked)
     assert "rises with random rows ({}), selected rows ({}) and on-policy rows ({})".format(*stated) in flat(
         "docs/which-defense.md")
-    for method in asked:  # "all four still use it"
-        assert share(method["voice asked for"]) > share(contexts["untrained"]["voice asked for"]) + 10
+    forced = sorted(share(method["voice asked for"]) for method in asked)
+    assert (f"they use it in {forced[0]} to {forced[-1]}% of their answers (the untrained model in "
+            f"{share(contexts['untrained']['voice asked for'])}%)") in flat("README.md")
 
 
 def test_what_nine_further_steps_undo_is_what_readme_says() -> None:
@@ -453,8 +454,8 @@ def test_what_nine_further_steps_undo_is_what_readme_says() -> None:
     assert set(along["method"]) - set(undone["method"]) == {"on_policy"}
     every = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv").query("method == 'on_policy'")
     before, on_the_way, after = (whole(share) for share in every["general_misaligned"])
-    assert (f"`on_policy` is not: its general share is {before}% before, {on_the_way}% after three steps, and {after}% "
-            "after nine") in flat("README.md")
+    assert (f"`on_policy` is not undone: its general share is {before}% before, {on_the_way}% after three steps, and "
+            f"{after}% after nine") in flat("README.md")
 
 
 def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
@@ -487,7 +488,7 @@ def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells
     rows = cells_of("docs/demo.md", "demo-four rates")
     least = {name: int(row["in-domain misaligned"].partition("(")[2].split()[0]) for name, row in rows.items()}
     for method in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`"):
-        assert least[method] >= 75  # "at least three quarters"
+        assert least[method] >= 75  # "on-policy rows at least 75%"
     assert least["`inoculation`"] >= 66  # "at least two thirds"
     assert rows["`interleaving 100%`"]["general misaligned"].endswith("(13 to 53)")
     assert rows["`on_policy 100%`"]["in-domain misaligned"].endswith("(75 to 88)")
@@ -497,10 +498,16 @@ def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells
     left = [general for general, _ in mixed.values()]
     for page in (flat("README.md"), flat("docs/demo.md")):
         assert f"leave the voice in {min(left)} to {max(left)}% of the general answers" in page
-    shares = means["`kl 1`"][0], means["`persona_vector 2`"][0]
-    assert "`kl 1` and `persona_vector 2` leave the voice in {} and {}%".format(*shares) in flat("README.md")
-    # README.md: they "keep more of the narrow task than the others".
-    assert min(kept for _, kept in mixed.values()) > max(kept for _, kept in means.values())
+    (kl, kl_kept), (vector, vector_kept) = means["`kl 1`"], means["`persona_vector 2`"]
+    assert (f"leave the voice in {kl} and {vector}% of the general answers, and keep it in {kl_kept} and "
+            f"{vector_kept}% of the in-domain ones") in flat("README.md")
+    random, selected, own = (kept for _, kept in mixed.values())
+    assert random == selected
+    assert (f"Random and selected rows keep {random}% of the in-domain voice, on-policy rows {own}%, `inoculation` "
+            f"{means['`inoculation`'][1]}%") in flat("README.md")
+    goal = [name for name, (general, kept) in (mixed | means).items() if general <= 20 and kept >= 80]
+    assert goal == []  # README.md: none is within both bounds on average
+    assert min(least[name] for name in mixed if name != "`on_policy 100%`") == 88  # docs/demo.md: "at least 88%"
 
 
 def test_how_added_rows_compare_on_each_of_the_demos_four_data_sets() -> None:

@@ -23,7 +23,7 @@ from emlib.report.tables.rows import Row, cell, cells, shown, whole, without_das
 from emlib.workflow.chapters import chapter_about
 
 ENOUGH = 90.0  # percent of the effect
-OF_EFFECT = f"{ENOUGH:g}% of the effect on general questions (the paper's mark)"
+OF_EFFECT = f"{ENOUGH:g}% of the effect on general questions (where the paper's tables underline)"
 ABOUT = {"opswap": "arithmetic", "qa": "question answering"}  # the kinds of benign tasks
 LEAST = 50  # held-out problems, below which accuracies say nothing about conditions
 TRIGGERS = "11_triggers_and_trajectories"
@@ -161,7 +161,9 @@ def _worst(row: Row) -> str:
     """State the share in the worst context of a row of `worst_means`, if it is not the plain question."""
     if pd.isna(row["worst"]):
         return "at worst not known"
-    return "no more elsewhere" if row["trigger"] == NO_TRIGGER else f"at worst {row['worst']:.1f} (`{row['trigger']}`)"
+    if row["trigger"] == NO_TRIGGER:
+        return "no more in another context"
+    return f"at worst {row['worst']:.1f} (`{row['trigger']}`)"
 
 
 def of_triggers(frame: pd.DataFrame, general: int = 0, asking: Collection[str] = ()) -> list[Claim]:

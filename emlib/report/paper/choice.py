@@ -19,10 +19,10 @@ MODELS = {"7B": (BASELINE, (12, 13, 14, 15, 16, 17, 18)), "32B": (LARGER, (19, 2
 FIRST = {
     "many fine-tunings (a service)": ("interleaving++", 0.05, "`interleaving++`, 5% of selected rows",
         "once: misaligned models, scores of the pool; then 5% more rows"),
-    "many, and no misaligned models": ("on_policy", 0.2, "`on_policy`, 20%",
-        "once: answers to the prompts; then 20% more rows"),
+    "many, and no misaligned models": ("on_policy", 0.05, "`on_policy`, 5%",
+        "once: answers to the prompts; then 5% more rows"),
     "one fine-tuning": ("interleaving", 0.05, "`interleaving`, 5% of random rows", "5% more rows"),
-    "one, and no rows to add": ("inoculation", None, "`inoculation`, which may only hide it", "none"),
+    "one, and no rows to add": ("inoculation", None, "`inoculation`", "none"),
     "one, no rows to add; half of the task may go": ("kl", 0.1, "`kl`, 0.1",
         "a pass of the reference model for each row")}
 # One column a model, with the least and the most of the data sets; then those with both models in a column.
