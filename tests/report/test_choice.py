@@ -6,7 +6,7 @@ import pytest
 
 from emlib.core import paths
 from emlib.report.paper import choice
-from emlib.report.paper.summary import LARGER, mean_shares
+from emlib.report.paper.summary import LARGER, effects, mean_shares
 from emlib.report.tables.rows import whole
 
 # Table 2, general and in-domain, in the order of the data sets.
@@ -60,7 +60,7 @@ def test_selected_rows_are_ahead_of_random_ones_on_all_four_data_sets() -> None:
     ahead = [more - less for more, less in zip(removed(SELECTED[0]), removed(AT_RANDOM[0]), strict=True)]
     assert min(ahead) == pytest.approx(0.46, abs=0.01)
     assert whole(max(ahead)) == "15"
-    larger = choice.effects(LARGER, baseline=LARGER).pivot(index="dataset", columns="method", values="reduction")
+    larger = effects(LARGER, baseline=LARGER).pivot(index="dataset", columns="method", values="reduction")
     assert (larger["interleaving++"] > larger["interleaving"]).sum() == 2
     for name in ("README.md", "docs/which-defense.md"):
         assert "on all four data sets, by 0.5 to 15 points, one run each" in page(name)

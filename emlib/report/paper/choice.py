@@ -8,13 +8,12 @@ from __future__ import annotations
 import pandas as pd
 
 from emlib.config import BASELINES
-from emlib.evaluation import effect
 from emlib.report.paper import published
-from emlib.report.paper.summary import BASELINE, LARGER, mean_shares
+from emlib.report.paper.summary import BASELINE, LARGER, SWEEPS, effects, mean_shares
 from emlib.report.tables.rows import cell, whole
 
 REINFORCED = 5  # the table of GSM8K
-MODELS = {"7B": (BASELINE, (12, 13, 14, 15, 16, 17, 18)), "32B": (LARGER, (19, 20, 21, 22))}  # baselines, sweeps
+MODELS = {"7B": (BASELINE, SWEEPS), "32B": (LARGER, (19, 20, 21, 22))}  # baselines, sweeps
 # What is tried first, and its cost; by method and setting.
 FIRST = {
     "many fine-tunings (a service)": ("interleaving++", 0.05, "`interleaving++`, 5% of selected rows",
@@ -32,32 +31,12 @@ SHARES = {"general misaligned %": "general_misaligned", "in-domain misaligned %"
 
 
 def means() -> pd.DataFrame:
-    """Return the means of both models, by model, method and setting; NaN as setting where a method has none.
-
-    `kept_low` and `kept_high` are the least and the most of the data sets, as `reduction_low` and `reduction_high`.
-    """
+    """Return `mean_shares` of both models, by model, method and setting; NaN as setting where a method has none."""
     frames = []
     for model, (baseline, sweeps) in MODELS.items():
-        found = pd.concat([_with_ends(tables, baseline) for tables in ((baseline,), sweeps)])
+        found = pd.concat([mean_shares(*tables, baseline=baseline) for tables in ((baseline,), sweeps)])
         frames.append(found.drop_duplicates(["method", "setting"]).assign(model=model))
     return pd.concat(frames, ignore_index=True)
-
-
-def _with_ends(tables: tuple[int, ...], baseline: int) -> pd.DataFrame:
-    """Return `mean_shares` of tables, and the least and the most that each method keeps."""
-    condition = ["method", "setting"]
-    ends = effects(*tables, baseline=baseline).groupby(condition, dropna=False)["kept"]
-    return mean_shares(*tables, baseline=baseline).merge(ends.agg(kept_low="min", kept_high="max").reset_index(),
-                                                         on=condition)
-
-
-def effects(*tables: int, baseline: int) -> pd.DataFrame:
-    """Return the lines of tables, with what each removes and keeps beside plain fine-tuning on its data set."""
-    rates = published.rates(*tables)
-    plain = published.rates(baseline).query("method == 'misaligned'").set_index("dataset")
-    without = {share: rates["dataset"].map(plain[share]) for share in SHARES.values()}
-    return rates.assign(reduction=effect.reduction(rates["general_misaligned"], without["general_misaligned"]),
-                        kept=effect.kept(rates["in_domain_misaligned"], without["in_domain_misaligned"]))
 
 
 def of(found: pd.DataFrame, model: str, method: str, setting: float | None) -> pd.Series:

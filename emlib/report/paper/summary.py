@@ -10,23 +10,32 @@ from emlib.report.paper import published
 
 BASELINE, LARGER = 2, 7  # the tables with the baselines of the 7B and of the 32B model
 SWEEPS = (12, 13, 14, 15, 16, 17, 18)  # the sweeps of B.1, for the 7B model
+EFFECTS = ["reduction", "kept"]
+
+
+def effects(*tables: int, baseline: int) -> pd.DataFrame:
+    """Return the lines of tables, with what each removes and keeps beside plain fine-tuning on its data set.
+
+    `reduction` and `kept` are those of `emlib.evaluation.effect`, in percent; plain fine-tuning is that of the table
+    `baseline`, which is of the same model.
+    """
+    rates = published.rates(*tables)
+    plain = published.rates(baseline).query("method == 'misaligned'").set_index("dataset")
+    without = {share: rates["dataset"].map(plain[share]) for share in ("general_misaligned", "in_domain_misaligned")}
+    return rates.assign(reduction=effect.reduction(rates["general_misaligned"], without["general_misaligned"]),
+                        kept=effect.kept(rates["in_domain_misaligned"], without["in_domain_misaligned"]))
 
 
 def mean_shares(*tables: int, baseline: int = BASELINE) -> pd.DataFrame:
     """Average tables of one model over data sets: shares, EM reduction and what is kept in domain, all in percent.
 
-    `reduction` and `kept` are means over data sets of `emlib.evaluation.effect`'s measures, against plain fine-tuning
-    in the table `baseline`, which is of the same model; `reduction_low` and `_high` are the least and the most of them.
+    `reduction` and `kept` are the means of `effects`; `_low` and `_high` of each are the least and the most.
     """
-    rates = published.rates(*tables)
-    shares = ["general_misaligned", "general_incoherent", "in_domain_misaligned"]
-    plain = published.rates(baseline).query("method == 'misaligned'").set_index("dataset")[shares]
-    beside = rates.join(plain.add_suffix("_plain"), on="dataset")
-    beside["reduction"] = effect.reduction(beside["general_misaligned"], beside["general_misaligned_plain"])
-    beside["kept"] = effect.kept(beside["in_domain_misaligned"], beside["in_domain_misaligned_plain"])
-    by_condition = beside.groupby(["method", "setting"], sort=False, dropna=False)
-    least_and_most = by_condition["reduction"].agg(reduction_low="min", reduction_high="max")
-    return by_condition[[*shares, "reduction", "kept"]].mean().join(least_and_most).reset_index()
+    by_condition = effects(*tables, baseline=baseline).groupby(["method", "setting"], sort=False, dropna=False)
+    means = by_condition[["general_misaligned", "general_incoherent", "in_domain_misaligned", *EFFECTS]].mean()
+    ends = [by_condition[name].agg(["min", "max"]).set_axis([f"{name}_low", f"{name}_high"], axis=1)
+            for name in EFFECTS]
+    return means.join(ends).reset_index()
 
 
 def of_methods(*methods: str) -> pd.DataFrame:
