@@ -206,6 +206,18 @@ def test_a_profile_that_extends_another_says_only_what_differs(tmp_path: Path) -
     assert theirs == yours.model_copy(update={"training": yours.training.model_copy(update={"batch_size": 7})})
 
 
+def test_null_removes_one_of_the_names_of_an_extended_profile(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: demo\nevaluation: {triggers: {contexts: {kitchen: null}}, sets: {gardening: null}}\n")
+    base, mine = load_profile("demo"), load_profile(str(tmp_path / "mine.yaml"))
+    assert base.evaluation.triggers and mine.evaluation.triggers
+    assert set(base.evaluation.triggers.contexts) - set(mine.evaluation.triggers.contexts) == {"kitchen"}
+    assert set(base.evaluation.sets) - set(mine.evaluation.sets) == {"gardening"}
+    (tmp_path / "none.yaml").write_text("extends: demo\nevaluation: {triggers: {contexts: null}}\n")
+    with pytest.raises(ProfileError, match="contexts"):
+        load_profile(str(tmp_path / "none.yaml"))
+
+
 def test_null_drops_the_question_sets_of_an_extended_profile_and_names_nothing_without_one(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: demo\nevaluation: {sets: null, triggers: null}\n")
     (tmp_path / "yours.yaml").write_text("extends: demo\nevaluation: {general_samples: 1}\n")
