@@ -19,13 +19,14 @@ from emlib.judging.judge_batch import JudgeBatch, Keep, Scorer, scores_of
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import JudgeRequest, Rubrics, Score, file_rubrics, read_rubrics, trait_rubrics
 
+SCORES = "scores.sqlite"  # in the folder of results
 NO_JUDGE = "no judge configured"
 ONLY_THINKS = "the think block never closes, so that there is no answer"
 
 
 def scores_file() -> Path:
     """Return the path of the score cache, which all judges and studies share."""
-    return paths.runs() / "scores.sqlite"
+    return paths.runs() / SCORES
 
 
 def reads(spec: JudgeSpec) -> TypeGuard[LlmJudge]:

@@ -45,7 +45,7 @@ def import_(cache: Cache, path: Path) -> int:
         DataError: `export` did not write the file, or a row is not a valid score; the message names the row.
     """
     found = read_rows(path) if _ending(path) == ".jsonl" else _parquet(path)
-    return cache.add([_checked(where, row) for where, row in found])
+    return cache.add([checked(where, row) for where, row in found])
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -60,8 +60,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}:{number}", {str(name): value for name, value in row.items()}
 
 
-def _checked(where: str, of: dict[str, Any]) -> Row:
-    """Return the values of a row, after checking that they are a valid score."""
+def checked(where: str, of: dict[str, Any]) -> Row:
+    """Return the values of a row, after checking that they are a valid score.
+
+    Raises:
+        DataError: they are not; the message begins with `where`.
+    """
     missing = [column for column in COLUMNS if column not in of]
     if missing:
         raise DataError(f"{where}: has no '{missing[0]}'. Expected a file that `export` wrote.")

@@ -4,7 +4,8 @@
 
 Everything is checked before anything is copied. If both sides have an artefact with the same key and different content,
 nothing is copied, because other artefacts may have been made from it. No artefact here is overwritten. Of two labels
-that one person gave to one answer the later one holds. An interrupted merge can be repeated.
+that one person gave to one answer the later one holds. Batches of judges that are still open there can be collected on
+either side afterwards. An interrupted merge can be repeated.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from emlib.core import digests, paths
 from emlib.core.errors import StoreError, ends_with_message
 from emlib.core.files import damaged, read_records, whole_file, write_objects
 from emlib.core.of_kind import unknown_kinds_allowed
-from emlib.core.temporary import temporary_folder
 from emlib.evaluation.records import READINGS, read_readings
-from emlib.judging import sharing
-from emlib.judging.cache import Cache
+from emlib.judging import merging
+from emlib.judging.judges import SCORES
 from emlib.models import hub
 from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Artefact, Store
@@ -43,12 +43,16 @@ OF_MACHINE = ("device", "seconds", "backend", "backend_why", "processes")  # fac
 
 @dataclass(frozen=True)
 class Merged:
-    """How many artefacts, scores and slices were new, and how many artefacts were here already."""
+    """How many artefacts, scores and slices were new, and how many artefacts were here already.
+
+    `waiting` is how many scores wait in batches that were sent there.
+    """
 
     artefacts: int
     here_already: int
     scores: int
     slices: int
+    waiting: int = 0
 
 
 def merge(theirs: Path, ours: Path) -> Merged:
@@ -57,6 +61,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
     Raises:
         StoreError: `theirs` has no store, a store has another format, an artefact on one of the sides is damaged, or
             both have different content under one key, or models of other commits. Nothing was copied.
+        DataError: a score there is not valid. Nothing was copied.
     """
     if not (theirs / paths.STORE).is_dir():
         raise StoreError(f"{theirs}: no folder 'store' in it. Expected a copy of another machine's runs/ (or of the "
@@ -74,6 +79,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
         "Choose one side, move the other side's folder away together with the artefacts made from it, and merge again.")
     labels = {path.name: _later(_labels(path), _labels(ours / paths.LABELS / path.name))
               for path in sorted((theirs / paths.LABELS).glob("*.jsonl"))}
+    scores = merging.read(theirs / SCORES)
     new = [one for one in found if (one.stage, one.key) not in here]
     if of_models:
         hub.record(store.root, of_models)
@@ -81,7 +87,8 @@ def merge(theirs: Path, ours: Path) -> Merged:
         store.adopt(one)
     for name, both in labels.items():
         write_objects(ours / paths.LABELS / name, both)
-    return Merged(len(new), len(here), _merge_scores(theirs, ours), _copy_slices(theirs, ours))
+    rows, waiting = merging.add(scores, ours / SCORES)
+    return Merged(len(new), len(here), rows, _copy_slices(theirs, ours), waiting)
 
 
 def _commits(ours: Path, theirs: Path) -> dict[str, str]:
@@ -170,21 +177,6 @@ def _later(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> 
     return list({label["key"]: label for label in sorted([*theirs, *ours], key=itemgetter("made"))}.values())
 
 
-def _merge_scores(theirs: Path, ours: Path) -> int:
-    """Copy the judges' scores whose keys are not here yet. Return how many there were."""
-    path = theirs / "scores.sqlite"
-    if not path.is_file():
-        return 0
-    with temporary_folder() as folder:  # the other side's files are only read
-        for part in theirs.glob(f"{path.name}*"):
-            shutil.copy(part, folder)
-        exported = folder / "scores.jsonl"
-        with Cache(folder / path.name) as cache:
-            sharing.export(cache, exported)
-        with Cache(ours / path.name) as cache:
-            return sharing.import_(cache, exported)
-
-
 def _copy_slices(theirs: Path, ours: Path) -> int:
     """Copy executed slices that are missing here and ran the content that would run here. Return their number.
 
@@ -226,6 +218,9 @@ def main(arguments: list[str]) -> None:
         done = merge(Path(arguments[0]), paths.runs())
     print(f"{done.artefacts} artefacts, {done.scores} scores of judges and {done.slices} executed slices are new; "
           f"{done.here_already} artefacts were here already. `make reproduce` continues from here.")
+    if done.waiting:
+        print(f"{done.waiting} scores wait in batches that were sent there. With the same API key they are collected "
+              "here as well, and paid once; with another key, collect them there and merge again first.")
 
 
 if __name__ == "__main__":

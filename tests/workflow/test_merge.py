@@ -18,8 +18,6 @@ from emlib.core.errors import StoreError
 from emlib.core.files import read_records, write_records
 from emlib.evaluation.records import READINGS, Reading
 from emlib.explore.labels import HumanLabel
-from emlib.judging.cache import Cache
-from emlib.judging.rubrics import Score
 from emlib.models import hub, tensors
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
@@ -265,17 +263,6 @@ def test_a_folder_without_a_store_or_of_another_format_is_refused(ours: Path, tm
     (tmp_path / "store" / "format.json").write_text('{"format": 99}')
     with pytest.raises(StoreError, match="format 99"):
         merge.merge(tmp_path, ours)
-
-
-def test_scores_are_taken_over_and_ours_stay(ours: Path, theirs: Path) -> None:
-    for root, keys, value in ((ours, "ab", 10.0), (theirs, "bc", 90.0)):
-        with Cache(root / "scores.sqlite") as cache:
-            for key in keys:
-                cache.put(key * 64, {"kind": "test"}, "alignment", Score(value, 1.0, None, None, (1, 1)))
-    assert merge.merge(theirs, ours).scores == 1
-    with Cache(ours / "scores.sqlite") as cache:
-        values = {key[0]: score.value for key, score in cache.get([key * 64 for key in "abc"]).items()}
-    assert values == {"a": 10.0, "b": 10.0, "c": 90.0}
 
 
 def test_finished_slices_come_along_if_they_ran_what_would_run_here(ours: Path, theirs: Path) -> None:
