@@ -34,7 +34,7 @@ from emlib.make.rows import in_tokens
 from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.scoring.duplicates import near_duplicates
-from emlib.scoring.loss_cache import LossCache
+from emlib.scoring.loss_cache import FOLDER, LossCache
 from emlib.scoring.nll import score, scored_by
 from emlib.scoring.order import RowLosses, at_random, by_score
 from emlib.scoring.refusals import NOTHING, Filtered, ask, by_judge, by_keywords
@@ -189,7 +189,7 @@ def _cache(step: PoolLosses, session: Session, adapter: Any) -> LossCache:
     """Open the cache of all losses under one model. `adapter` is the adapter's key, or the digests of its files."""
     key = key_of("nll", {"version": CACHE_VERSION, "model": step.model.identity, "adapter": adapter,
                          "backend": step.backend})
-    return LossCache(session.store.root / "nll" / f"{key}.jsonl")
+    return LossCache(session.store.root / FOLDER / f"{key}.jsonl")
 
 
 def _losses_of(place: int, row: Encoded | str, found: Mapping[str, Iterator[float]]) -> RowLosses:

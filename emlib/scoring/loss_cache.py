@@ -17,6 +17,8 @@ from filelock import FileLock
 from emlib.core.files import append, disk_errors, line_of, value_of, whole_file
 from emlib.core.progress import say
 
+FOLDER = "nll"  # in the store: the caches of rows of pools
+
 
 class LossCache:
     """The losses under one (model, adapter), in nats per token, by row digest.

@@ -24,7 +24,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from emlib.core.errors import StoreError
-from emlib.core.files import disk_errors, read_appended, write_records
+from emlib.core.files import disk_errors, read_appended, whole_file, write_records
 from emlib.core.progress import FOUND
 from emlib.core.progress import MARK as SAID
 
@@ -115,6 +115,19 @@ class AttemptLog:
         """Whether the last attempt ended without an error, and ran this content."""
         last = self.attempts()[-1:]
         return bool(last) and digest is not None and (last[0].state, last[0].digest) == ("ended", digest)
+
+    def take_over(self, other: AttemptLog) -> None:
+        """Put the attempts and the log of another machine behind those here, so that its last attempt is the last one.
+
+        What was taken over before is not added again.
+        """
+        with self.alone():
+            mine = self._recorded()  # a last, killed one with its seconds, which the log's time tells only now
+            write_records(self.records, [*mine, *(one for one in other._recorded() if one not in mine)])
+            here, there = (log.path.read_bytes() if log.path.is_file() else b"" for log in (self, other))
+            if not here.endswith(there):
+                with whole_file(self.path) as whole:
+                    whole.write_bytes(here + (b"" if here.endswith(b"\n") or not here else b"\n") + there)
 
     def is_running(self) -> bool:
         """Whether a process holds the job's lock. Only a shared lock is asked for, so that two that look see no job."""

@@ -11,31 +11,29 @@ either side afterwards. An interrupted merge can be repeated.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from emlib.config import profile_names
 from emlib.core import digests, paths
 from emlib.core.errors import StoreError, ends_with_message
-from emlib.core.files import damaged, read_records, whole_file, write_objects
+from emlib.core.files import damaged, read_records, write_objects, write_text
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.evaluation.records import READINGS, read_readings
 from emlib.judging import merging
 from emlib.judging.judges import SCORES
 from emlib.models import hub
+from emlib.scoring import loss_cache
 from emlib.steps.measures import PanelResult
 from emlib.store.artefacts import Artefact, Store
 from emlib.store.manifests import MANIFEST
-from emlib.study.ownership import owner_of
+from emlib.study import precision
 from emlib.training.records import LOG
 from emlib.training.rl.records import STEPS
-from emlib.workflow.graph import jobs
-from emlib.workflow.job_log import AttemptLog
+from emlib.workflow import merge_studies
 
 TIMED = (LOG, STEPS)  # files with seconds in them, which differ between two machines
 OF_MACHINE = ("device", "seconds", "backend", "backend_why", "processes")  # facts that do, too
@@ -45,7 +43,7 @@ OF_MACHINE = ("device", "seconds", "backend", "backend_why", "processes")  # fac
 class Merged:
     """How many artefacts, scores and slices were new, and how many artefacts were here already.
 
-    `waiting` is how many scores wait in batches that were sent there.
+    `waiting` is how many scores wait in batches that were sent there, and `left` how many files of losses stay there.
     """
 
     artefacts: int
@@ -53,6 +51,7 @@ class Merged:
     scores: int
     slices: int
     waiting: int = 0
+    left: int = 0
 
 
 def merge(theirs: Path, ours: Path) -> Merged:
@@ -60,7 +59,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
 
     Raises:
         StoreError: `theirs` has no store, a store has another format, an artefact on one of the sides is damaged, or
-            both have different content under one key, or models of other commits. Nothing was copied.
+            both have different content under one key, models of other commits, or data types. Nothing was copied.
         DataError: a score there is not valid. Nothing was copied.
     """
     if not (theirs / paths.STORE).is_dir():
@@ -79,16 +78,19 @@ def merge(theirs: Path, ours: Path) -> Merged:
         "Choose one side, move the other side's folder away together with the artefacts made from it, and merge again.")
     labels = {path.name: _later(_labels(path), _labels(ours / paths.LABELS / path.name))
               for path in sorted((theirs / paths.LABELS).glob("*.jsonl"))}
-    scores = merging.read(theirs / SCORES)
+    scores, types = merging.read(theirs / SCORES), merge_studies.new_types(theirs, ours)
     new = [one for one in found if (one.stage, one.key) not in here]
     if of_models:
         hub.record(store.root, of_models)
     for one in new:
         store.adopt(one)
+    for study, dtype in types.items():
+        write_text(ours / study / precision.RECORD, f"{dtype}\n")
     for name, both in labels.items():
         write_objects(ours / paths.LABELS / name, both)
     rows, waiting = merging.add(scores, ours / SCORES)
-    return Merged(len(new), len(here), rows, _copy_slices(theirs, ours), waiting)
+    slices = merge_studies.copy_slices(theirs, ours)
+    return Merged(len(new), len(here), rows, slices, waiting, len(_other_losses(other.root, store.root)))
 
 
 def _commits(ours: Path, theirs: Path) -> dict[str, str]:
@@ -167,6 +169,16 @@ def _refuse(fault: str, artefacts: list[str], way_out: str) -> None:
         raise StoreError("\n".join([f"{len(artefacts)} artefacts {fault}. Nothing was copied.", *artefacts, way_out]))
 
 
+def _other_losses(theirs: Path, ours: Path) -> list[Path]:
+    """Return their files of the losses of pool rows that ours are not equal to.
+
+    They are not copied. The adapter under which the losses were computed is only in the hash that names the file, and
+    of it only its key: if it was removed on one side, nobody knows whether both sides had trained the same.
+    """
+    return [path for path in sorted((theirs / loss_cache.FOLDER).glob("*.jsonl"))
+            if not (own := ours / loss_cache.FOLDER / path.name).is_file() or own.read_bytes() != path.read_bytes()]
+
+
 def _labels(path: Path) -> list[dict[str, Any]]:
     """Return a person's labels; none without a file."""
     return read_records(path, dict) if path.is_file() else []
@@ -175,37 +187,6 @@ def _labels(path: Path) -> list[dict[str, Any]]:
 def _later(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one label for each key: of several the later one, and of two of one second ours."""
     return list({label["key"]: label for label in sorted([*theirs, *ours], key=itemgetter("made"))}.values())
-
-
-def _copy_slices(theirs: Path, ours: Path) -> int:
-    """Copy executed slices that are missing here and ran the content that would run here. Return their number.
-
-    Whole chapters are not copied: they run again from the store, so that they show the runs of both sides.
-    """
-    copied = 0
-    for name, profile in _profiles(theirs, ours):
-        for job in jobs(profile):
-            log, out = AttemptLog(theirs / name / job.log), ours / name / job.output
-            if job.part and not out.exists() and log.ended_with(job.digest):
-                for file in (log.records, log.path, theirs / name / job.output):  # the notebook last
-                    with whole_file(ours / name / file.relative_to(theirs / name)) as copy:
-                        shutil.copy(file, copy)
-                copied += 1
-    return copied
-
-
-def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:
-    """Yield the studies that ran there: the name, and the profile, if it is on this machine.
-
-    The profile of a name is that recorded in the folder of results here, else in theirs, else that in params/.
-    """
-    for logs in sorted(theirs.glob("*/logs")):
-        name = logs.parent.name
-        owner = owner_of(ours / name) or owner_of(theirs / name)
-        if owner is not None and paths.study_name(str(owner)) == name:
-            yield name, str(owner)
-        elif name in profile_names():
-            yield name, name
 
 
 @ends_with_message()
@@ -218,6 +199,10 @@ def main(arguments: list[str]) -> None:
         done = merge(Path(arguments[0]), paths.runs())
     print(f"{done.artefacts} artefacts, {done.scores} scores of judges and {done.slices} executed slices are new; "
           f"{done.here_already} artefacts were here already. `make reproduce` continues from here.")
+    if done.left:
+        print(f"{done.left} file{'s' if done.left > 1 else ''} with losses of pool rows (store/nll) "
+              f"{'were' if done.left > 1 else 'was'} not copied: which training they are of is not known. Whole pools "
+              "that were scored are among the artefacts; of others the rest is scored here again.")
     if done.waiting:
         print(f"{done.waiting} scores wait in batches that were sent there. With the same API key they are collected "
               "here as well, and paid once; with another key, collect them there and merge again first.")

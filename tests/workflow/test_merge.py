@@ -23,10 +23,7 @@ from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.store.artefacts import Artefact, Store
 from emlib.store.manifests import MANIFEST
-from emlib.study.ownership import RECORD, claim
-from emlib.workflow import graph, merge
-from emlib.workflow.job_log import AttemptLog
-from tests.beside import write_study
+from emlib.workflow import merge
 from tests.store.made import Made
 from tests.store.test_store import left
 
@@ -263,41 +260,6 @@ def test_a_folder_without_a_store_or_of_another_format_is_refused(ours: Path, tm
     (tmp_path / "store" / "format.json").write_text('{"format": 99}')
     with pytest.raises(StoreError, match="format 99"):
         merge.merge(tmp_path, ours)
-
-
-def test_finished_slices_come_along_if_they_ran_what_would_run_here(ours: Path, theirs: Path) -> None:
-    jobs = [job for job in graph.jobs("paper-7b") if job.part][:3]
-    for job, digest in zip(jobs, (jobs[0].digest, "another", jobs[2].digest), strict=True):
-        log, out = AttemptLog(theirs / "paper-7b" / job.log), theirs / "paper-7b" / job.output
-        with log.alone(), log.writing(gpu=None, digest=digest):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text("theirs")
-    mine = ours / "paper-7b" / jobs[2].output
-    mine.parent.mkdir(parents=True)
-    mine.write_text("ours")
-    assert merge.merge(theirs, ours).slices == 1
-    assert (ours / "paper-7b" / jobs[0].output).read_text() == "theirs"
-    assert AttemptLog(ours / "paper-7b" / jobs[0].log).ended_with(jobs[0].digest)
-    assert not (ours / "paper-7b" / jobs[1].output).exists()
-    assert mine.read_text() == "ours"
-
-
-def test_slices_of_a_profile_that_lies_elsewhere_come_along_by_its_name(
-        ours: Path, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other machine has it in another folder; here it is known because it has claimed its results."""
-    path = write_study(tmp_path / "here")
-    path.write_text(path.read_text() + "slice_by: [dataset]\n")
-    job = next(job for job in graph.jobs(str(path)) if job.part)
-    log, out = AttemptLog(theirs / "my_study" / job.log), theirs / "my_study" / job.output
-    with log.alone(), log.writing(gpu=None, digest=job.digest):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("theirs")
-    (theirs / "my_study" / RECORD).write_text("/their/folder/study.yaml\n")
-    assert merge.merge(theirs, ours).slices == 0  # nobody here knows what my_study is
-    monkeypatch.setenv("EMLIB_RUNS_DIR", str(ours))
-    claim(str(path))
-    assert merge.merge(theirs, ours).slices == 1
-    assert (ours / "my_study" / job.output).read_text() == "theirs"
 
 
 def test_the_command_says_what_was_new_or_why_not(
