@@ -23,10 +23,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import permutations
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from emlib.core import registry
 from emlib.core.errors import ProfileError
+from emlib.core.hook_errors import name_errors
 from emlib.core.hooks import (
     FINE_TUNING,
     Active,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEEPEST = 1000  # decoder blocks; no model has more
+REFUSING = ("fits", "excludes")  # methods whose exceptions are reasons
 ADD = {  # what to do in a profile without that section
     "own": "Add one, such as own: {file: my-data.csv}",
     "pool": "Add one, such as pool: {source: demo/pool.jsonl}",
@@ -101,8 +104,11 @@ class Defense(Strict):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Register the class under its kind."""
+        """Register the class under its kind; errors inside the hooks of one that is not ours name it and its line."""
         super().__pydantic_init_subclass__(**options)
+        if not registry.is_ours(cls):
+            name_errors(cls, (name for name, value in vars(Defense).items() if isinstance(value, FunctionType)
+                              and not name.startswith("_") and name not in REFUSING))
         registry.enter(cls)
 
     # --- what keys and training read of every defense
@@ -133,6 +139,11 @@ class Defense(Strict):
     @property
     def penalises_data(self) -> bool:
         """Whether its loss term counts on the training rows, and not only on those that `penalised` returns."""
+        return True
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether its penalty changes with the weights; training refuses one that does not and is not said to."""
         return True
 
     @classmethod

@@ -25,6 +25,7 @@ from emlib.core.digests import of_text
 from emlib.core.errors import ProfileError
 
 CELL = "__main__"  # the module of classes that a notebook's cells define
+AS_WRITTEN = "_as_written"  # of a function that stands for a class's own: that one (`emlib.core.hook_errors`)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 STABLE = (range, slice, bytearray, Decimal, Fraction, date, time, timedelta)  # equal values have equal representations
@@ -69,6 +70,7 @@ def functions_of(cls: type) -> Iterator[FunctionType]:
     """Yield the functions that a class's body defines, including those of properties and class methods."""
     for member in vars(cls).values():
         found = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
+        found = getattr(found, AS_WRITTEN, found)
         if isinstance(found, FunctionType) and found.__qualname__.startswith(f"{cls.__qualname__}."):
             yield found
 

@@ -68,6 +68,11 @@ class Ldifs(_Per, Defense):  # `per` is an option here, and a class variable of 
         plain = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         return {"per": "row"} | plain if plain.get("normalize") is True else plain
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the features are in the graph."""
+        return self.variant == "gradient"
+
     def reads_layers(self, count: int) -> tuple[int, ...]:
         return self.layers if self.layers is not None else tuple(range(self.every, count + 1, self.every))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def reference_pass(model: nn.Module, batch: Batch, defenses: Sequence[Defense], 
 
     With `head` the head compares as well; it takes the states of this pass, if there is one, rather than `stored` ones.
     """
-    users = [defense for defense in defenses if defense.wants_reference and defense.runs_reference]
+    users = [defense for defense in defenses if _compares(defense)]
     if not users and (stored or not head):
         return None
     wanted = layers_read(model, defenses)
@@ -64,11 +65,49 @@ def trained_pass(model: nn.Module, batch: Batch, hidden: Tensor | None, features
 
 def penalties(defenses: Sequence[Defense], trained: Pass, reference: Pass | None,
               count: Callable[[Defense], int]) -> dict[str, Tensor]:
-    """Return each defense's penalty, divided by its count and not weighted, by its kind."""
+    """Return each defense's penalty, divided by its count and not weighted, by its kind.
+
+    Raises:
+        EmlibError: a penalty is no single number, has no gradient, or reads a reference pass that it does not ask for.
+    """
     found = {}
     for defense in defenses:
         if defense.has("penalty"):
-            sides = [each.with_features(defense.reads_layers(layers(each.model)))
-                     for each in (trained, reference or trained)]
-            found[defense.kind] = defense.penalty(*sides) / count(defense)
+            read = defense.reads_layers(layers(trained.model))
+            other: Any = NoReference(defense)
+            if reference is not None and _compares(defense):
+                other = reference.with_features(read)
+            found[defense.kind] = _number(defense, defense.penalty(trained.with_features(read), other)) / count(defense)
     return found
+
+
+def _compares(defense: Defense) -> bool:
+    """Return whether a penalty is given a pass of the reference model."""
+    return defense.wants_reference and defense.runs_reference
+
+
+class NoReference:
+    """Stands for the reference model's pass where a defense does not ask for one: reading it is an error."""
+
+    def __init__(self, defense: Defense) -> None:
+        self._defense = defense
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python looks for in any object
+            raise AttributeError(name)
+        todo = "let its `runs_reference` be True" if self._defense.wants_reference else "set `wants_reference = True`"
+        raise EmlibError(f"The penalty of '{self._defense.kind}' reads `reference.{name}`, and the reference model is "
+                         f"not run for it: {todo} in the class.")
+
+
+def _number(defense: Defense, value: Tensor) -> Tensor:
+    """Return the value of a penalty; refuse what could not be added to the loss, or would change nothing."""
+    start = f"The penalty of '{defense.kind}'"
+    if not isinstance(value, Tensor) or value.dim():
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise EmlibError(f"{start} returned {what}; return one number, such as a sum, as a tensor without dimensions.")
+    # a 0 may be a pass without any of the rows that it counts on
+    if not value.requires_grad and defense.has_gradient and torch.is_grad_enabled() and float(value):
+        raise EmlibError(f"{start} has no gradient, and training would be plain fine-tuning: it is {float(value):g} "
+                         "whatever the weights are. Compute it from `trained`, without detach() or no_grad().")
+    return value

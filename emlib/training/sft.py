@@ -32,6 +32,7 @@ from emlib.data.mixing import plan_steps
 from emlib.models.batches import forward_batches
 from emlib.models.kernels import fitted
 from emlib.training import checkpoint
+from emlib.training.finite import not_finite
 from emlib.training.head import head_method
 from emlib.training.keep import Keep, Keeping
 from emlib.training.memory import explained_out_of_memory, peak_memory
@@ -142,9 +143,7 @@ class _Steps:
         norm = float(nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm))
         loss = metrics.pop("loss")
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise EmlibError(
-                f"Step {number + 1} of {len(self.plan)}: the loss is {loss} and its gradient's norm {norm}. Lower "
-                f"learning_rate, or check this step's rows; the log so far is {self.log}.")
+            raise EmlibError(not_finite(number, len(self.plan), loss, norm, metrics, self.log))
         rate = learning_rate(number, len(self.plan), self.settings)
         _update(self.optimizer, rate)
         return StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,

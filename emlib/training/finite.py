@@ -1,0 +1,32 @@
+"""What to tell of a training step whose loss or gradient is NaN or infinite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def not_finite(step: int, steps: int, loss: float, norm: float, metrics: Mapping[str, float], log: Path) -> str:
+    """Return the message of step `step` (from 0) of `steps`: whose value is not finite, and what to do.
+
+    `loss` is the cross-entropy, and `metrics` has the penalties and the statistics of the defenses by name. At the
+    first step no update has been made, so that the learning rate is no cause and there is no log.
+    """
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
+    said = "".join(f", '{name}' {metrics[name]}" for name in wrong)
+    return (f"Step {step + 1} of {steps}: the loss is {loss}{said} and the gradient's norm {norm}. "
+            f"{_advice(step, loss, wrong, metrics)}{f'; the log so far is {log}' if step else ''}.")
+
+
+def _advice(step: int, loss: float, wrong: list[str], metrics: Mapping[str, float]) -> str:
+    """Return what to do, the likeliest cause first; where the cross-entropy fails, so does all that is computed."""
+    lower = "lower learning_rate, or " if step else ""
+    if wrong and math.isfinite(loss):
+        advice = f"{lower}look at what '{wrong[0]}' computes, such as a division by 0, or the logarithm of 0"
+    elif metrics and math.isfinite(loss):
+        names = " and ".join(f"'{name}'" for name in metrics)
+        advice = f"{lower}look at the gradient of {names}, such as that of a root at 0"
+    else:
+        advice = f"{lower}check this step's rows"
+    return advice[0].upper() + advice[1:]
