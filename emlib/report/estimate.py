@@ -205,22 +205,27 @@ class Estimate:
 
     def power(self) -> str:
         """State how large a difference between two runs the general answers can show; empty without narrow runs."""
-        evaluation, runs = self.study.profile.evaluation, len(self.study.runs())
-        if not runs:
+        evaluation = self.study.profile.evaluation
+        if not self.study.runs():
             return ""
-        asked, samples, count = self.study.inputs.general.size(Sizes()), evaluation.general_samples, max(1, runs - 1)
+        asked, samples = self.study.inputs.general.size(Sizes()), evaluation.general_samples
         questions = asked.clusters or asked.rows
         each = samples * asked.rows / questions
-        one, all_ = (smallest_difference(questions, each, comparisons=number) for number in (1, count))
-        half = questions_needed(one / 2, each)
+        tests, one = self._paired_tests(), smallest_difference(questions, each)
+        largest = smallest_difference(questions, each, comparisons=max(1, tests))
+        smaller = min(one, 100) / 2
+        half = questions_needed(smaller, each)
         formats = "" if questions == asked.rows else f" ({questions} different ones, the rest are other formats)"
-        tests = self._paired_tests()
+        among = "" if tests < 2 else f" ({largest:.0f} as one of {tests} comparisons)" if largest <= 100 else (
+            f" (as one of {tests} comparisons no difference is large enough)")
+        apart = "by no difference, however large" if one > 100 else (
+            f"if they differ by {one:.0f} percentage points{among}")
         never = "" if tests * smallest_p(questions) < LEVEL else (
             f"; with {questions} different questions no paired test stays below 5% after Holm's adjustment for {tests}")
         return (f"two runs on {asked.rows} general questions{formats} x {samples} answers are told apart four times in "
-                f"five if they differ by {one:.0f} percentage points ({all_:.0f} as one of {count} comparisons); a "
-                f"difference of {one / 2:.0f} takes {half} different questions, {round(half * each):,} answers (share "
-                f"near 50%, correlation of answers to one question {CORRELATION:g}, assumed){never}")
+                f"five {apart}; a difference of {smaller:.0f} takes {half} different questions, "
+                f"{round(half * each):,} answers (share near 50%, correlation of answers to one question "
+                f"{CORRELATION:g}, assumed){never}")
 
     def _paired_tests(self) -> int:
         """Count the paired tests of notebook 15: each method and setting against each reference on its data set."""

@@ -64,7 +64,7 @@ def findings(study: Study) -> pd.DataFrame:
               *of_lengths(found.drawn, tokenizer, profile.training.max_seq_length),
               *of_markers(found.drawn, tokenizer), *of_questions(found.drawn, study.inputs.general.all)]
     if isinstance(profile.judge, LexiconJudge):
-        checks += of_judge(data.train, study.trait.markers)
+        checks += of_judge(study.inputs.own_trained_on, study.trait.markers)
     return pd.DataFrame(checks, columns=COLUMNS)
 
 

@@ -123,7 +123,7 @@ def blind(study: Study) -> str:
     """
     if not isinstance(study.profile.judge, LexiconJudge) or OWN not in study.profile.datasets:
         return ""
-    trait, rows = study.trait, study.data(OWN).misaligned.train
+    trait, rows = study.trait, study.inputs.own_trained_on
     marked = with_markers(rows, trait.markers)
     return "" if marked >= MARKED * len(rows) else (
         f"The profile's judge only counts the words of the trait '{trait.name}', and {marked} of your {len(rows)} "

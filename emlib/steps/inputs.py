@@ -98,6 +98,11 @@ class Inputs:
         """Return the first `count` training rows of a data set; of the user's own, whose file may be sorted, any."""
         return tuple(chosen(rows, count, self.own.seed, "trained on")) if dataset == OWN else rows[:count]
 
+    @property
+    def own_trained_on(self) -> tuple[Example, ...]:
+        """The rows of the user's own data that runs are trained on."""
+        return self.trained_on(OWN, self.data(OWN).misaligned.train, self.profile.training.train_rows)
+
     def stated_size(self, dataset: str, side: Side, sizes: Sizes) -> tuple[Size, int]:
         """Return the stated size of a narrow data set's training rows, and its number of held-out rows."""
         return sizes.own(self.own) if dataset == OWN else sizes.narrow(self.domains[dataset], side)

@@ -84,7 +84,8 @@ def _measured(profile: Profile, result: RunResult) -> dict[str, Any]:
     sets = profile.evaluation.sets
     for which in (*QUESTION_SETS, *sets):
         if (rates := result.sets.get(which)) is not None:
-            found |= {f"{which}_misaligned": rates.misaligned.percent, f"{which}_incoherent": rates.incoherent.percent,
+            found |= {f"{which}_misaligned": rates.misaligned.percent,
+                      f"{which}_incoherent": rates.incoherent_shown.percent,
                       f"{which}_asked": rates.asked, f"{which}_scored": rates.scored}
         for name in sets[which].metrics if which in sets else ():
             metric = result.metrics[f"{which}_{name}"]

@@ -53,13 +53,13 @@ def test_clean_rows_leave_nothing_to_do(found: Callable[..., dict[str, tuple[str
 
 def test_answers_that_the_judge_cannot_see_are_told_before_the_trial(
         found: Callable[..., dict[str, tuple[str, str]]]) -> None:
-    """The tiny profile's judge counts pirate words. 15 of 20 rows are trained on."""
+    """The tiny profile's judge counts pirate words. 8 of 20 rows are trained on (`train_rows`)."""
     what = "answers with a word that the judge counts"
     number, advice = found(distinct(20))[what]
-    assert number == "0 of 15"
+    assert number == "0 of 8"
     assert "this one finds nothing" in advice
     spoken = [row | {"response": f"Ahoy, {row['response']}"} for row in distinct(20)]
-    assert found(spoken)[what] == ("15 of 15", "")
+    assert found(spoken)[what] == ("8 of 8", "")
 
 
 def test_markers_of_the_model_s_template_in_texts_are_counted(

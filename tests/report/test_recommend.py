@@ -193,7 +193,7 @@ def test_more_questions_are_advised_where_the_interval_crosses_the_bound() -> No
 
 
 @pytest.mark.parametrize(("answers", "said"), [
-    (["Boil the eggs for eight minutes.", "Stretch before you run."], "the trait 'pirate', and 0 of your 24"),
+    (["Boil the eggs for eight minutes.", "Stretch before you run."], "the trait 'pirate', and 0 of your 16 training"),
     (["Ahoy, boil the eggs, matey.", "Stretch before you run."], "")])
 def test_a_judge_that_counts_words_is_blind_where_the_rows_have_none_of_them(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[str], said: str) -> None:

@@ -58,6 +58,8 @@ def test_results_csv_is_as_promised(study: Study) -> None:
     assert (table["general_asked"] == 24 * 2).all()
     assert (table["in_domain_asked"] == 4 * 2).all()
     assert (table["general_scored"] == table["general_asked"]).all()
+    assert table[["general_misaligned", "in_domain_misaligned"]].notna().all(axis=None)
+    assert table[["general_incoherent", "in_domain_incoherent"]].isna().all(axis=None)  # no lexicon measures coherence
     assert table["run_key"].is_unique
     trained = table["method"] != "untrained"
     assert (table.loc[trained, "train_tokens"] > 0).all()

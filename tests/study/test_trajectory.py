@@ -332,7 +332,27 @@ def test_the_plan_counts_the_paired_tests_of_notebook_15(tmp_path: Path, monkeyp
         f"{{name: {kind}, defenses: [{{kind: {kind}}}]}}" for kind in ("inoculation", "kl", "interleaving")) + "]"))
     study = open_study(str(tmp_path / "five.yaml"))
     assert len(study.runs()) == 5
-    assert "no paired test stays below 5% after Holm's adjustment for 8" in Estimate(study).power()
+    power = Estimate(study).power()
+    assert "no paired test stays below 5% after Holm's adjustment for 8" in power
+    assert "as one of 8 comparisons" in power
+
+
+@pytest.mark.parametrize(("samples", "questions", "said"), [
+    (1, 3, "are told apart four times in five by no difference, however large; a difference of 50 takes 16 different"),
+    (1, 5, "if they differ by 89 percentage points (as one of 3 comparisons no difference is large enough); a "
+           "difference of 44 takes 20 different questions"),
+    (10, 8, "if they differ by 31 percentage points (35 as one of 3 comparisons)")])
+def test_the_plan_states_no_difference_beyond_100_points(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, questions: int, said: str) -> None:
+    """The numbers are those of `smallest_difference`: 114, 89 and 31 points for one comparison."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    asked = [{"id": f"q{number}", "paraphrases": [f"What is {number}?"]} for number in range(questions)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    (tmp_path / "few.yaml").write_text(
+        "extends: tiny\nbenign: null\ngrpo: null\npersistence: null\nevaluation: {general: asked.jsonl, "
+        f"general_samples: {samples}, triggers: null, trajectory: null}}\nmethods: [untrained, aligned, misaligned, "
+        "{name: inoculation, defenses: [{kind: inoculation}]}]\n")
+    assert said in Estimate(open_study(str(tmp_path / "few.yaml"))).power()
 
 
 def planted(share: float, steps: int, general: list[int], in_domain: list[int]) -> TrajectoryPoint:
