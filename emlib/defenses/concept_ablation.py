@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from emlib.config.words import Positive
-from emlib.core.defense import Defense, GrpoDefense, require
+from emlib.core.defense import DEEPEST, Defense, GrpoDefense, require
 from emlib.core.hooks import Active, Artefacts, Recipes
 from emlib.defenses.persona_vector import PersonaVector, Steering
 
@@ -29,18 +29,36 @@ MOST = 20  # components that are kept per layer
 Layers = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
-class Ablation(GrpoDefense):
-    """Removes the trait's persona vector at `layers`, in the passes of the loss and of the completions."""
+class _Ablated(Defense):
+    """The hooks that fine-tuning and reinforcement learning share.
+
+    `layers` is no field here, where it would come before all other options.
+    """
 
     label: ClassVar = "Concept Ablation"
+
+    _bases: dict[int, Any] = PrivateAttr(default_factory=dict)
+
+    def excludes(self, other: Defense) -> str:
+        deepest = max(self.named_layers(DEEPEST), default=0)
+        if isinstance(other, PersonaVector | Steering) and deepest >= other.layer:
+            return (f"the vector that one adds at layer {other.layer} is what the other removes at layer {deepest}. "
+                    "Remove only directions of layers before it")
+        return ""
+
+    def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
+        from emlib.steering.steer import ablate
+
+        return ablate(model, self._bases)
+
+
+class Ablation(_Ablated, GrpoDefense):
+    """Removes the trait's persona vector at `layers`, in the passes of the loss and of the completions."""
+
     null: ClassVar = {"layers": ()}
 
     kind: Literal["concept_ablation"] = "concept_ablation"
     layers: tuple[Positive, ...] = (20,)
-    _bases: dict[int, Any] = PrivateAttr(default_factory=dict)
-
-    def excludes(self, other: Defense) -> str:
-        return _against(self.layers, other)
 
     def named_layers(self, count: int) -> tuple[int, ...]:
         return self.layers
@@ -51,13 +69,8 @@ class Ablation(GrpoDefense):
     def prepare(self, artefacts: Artefacts) -> None:
         self._bases = vector_bases(artefacts, self.layers)
 
-    def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        from emlib.steering.steer import ablate
 
-        return ablate(model, self._bases)
-
-
-class ConceptAblation(Defense):
+class ConceptAblation(_Ablated):
     """Removes `count` directions at `layers` in training only: the trait's vector, or leading principal components.
 
     `directions: vector` has one direction per layer. With `components` they are those of the difference between the
@@ -65,7 +78,6 @@ class ConceptAblation(Defense):
     the profile's pool (`on: pool`, as CAFT does for emergent misalignment).
     """
 
-    label: ClassVar = "Concept Ablation"
     equation: ClassVar = "h~ = h - Q Q^T h"
     origin: ClassVar = "arXiv 2507.16795 (CAFT)"
     swept: ClassVar = "count"
@@ -78,7 +90,6 @@ class ConceptAblation(Defense):
     count: Annotated[int, Field(ge=0, le=MOST)] = 1
     layers: Layers = (20,)
     on: Literal["data", "pool"] = "data"
-    _bases: dict[int, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_whole(self) -> ConceptAblation:
@@ -93,9 +104,6 @@ class ConceptAblation(Defense):
     def fits(self, section: Any, method: str) -> None:
         if self.on == "pool":
             require(section, "pool", f"method '{method}' takes principal components on rows of a pool")
-
-    def excludes(self, other: Defense) -> str:
-        return _against(self.layers, other)
 
     def named_layers(self, count: int) -> tuple[int, ...]:
         return self.layers
@@ -118,11 +126,6 @@ class ConceptAblation(Defense):
             found = load(artefacts["components"])
             self._bases = {layer: found.first(layer, self.count).T for layer in self.layers}
 
-    def active(self, model: nn.Module, artefacts: Artefacts) -> AbstractContextManager[Active]:
-        from emlib.steering.steer import ablate
-
-        return ablate(model, self._bases)
-
 
 def vector_bases(artefacts: Artefacts, layers: tuple[int, ...]) -> dict[int, Tensor]:
     """Return the normalised persona vector of each layer as a basis of one column, (hidden, 1)."""
@@ -131,10 +134,3 @@ def vector_bases(artefacts: Artefacts, layers: tuple[int, ...]) -> dict[int, Ten
 
     vectors = load(artefacts["vector"])
     return {layer: orthonormal(vectors.at(layer)[None]) for layer in layers}
-
-
-def _against(layers: tuple[int, ...], other: Defense) -> str:
-    if isinstance(other, PersonaVector | Steering) and max(layers, default=0) >= other.layer:
-        return (f"the vector that one adds at layer {other.layer} is what the other removes at layer {max(layers)}. "
-                "Remove only directions of layers before it")
-    return ""

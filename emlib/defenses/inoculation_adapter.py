@@ -20,14 +20,18 @@ from pydantic import PrivateAttr, model_validator
 from emlib.config.words import Positive, Weight
 from emlib.core.defense import Defense, GrpoDefense
 from emlib.core.hooks import Active, Artefacts, Recipes
-from emlib.core.schema import Strict
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class _FrozenAdapter(Strict):
+class _FrozenAdapter(Defense):
     """The options and hooks that fine-tuning and reinforcement learning share."""
+
+    label: ClassVar = "Inoculation Adapter"
+    swept: ClassVar = "strength"
+    null: ClassVar = {"strength": 0.0}
+    not_in_keys: ClassVar = frozenset({"source", "rows"})  # the frozen adapter's step has them
 
     strength: Weight = 1.0
     source: str | None = None
@@ -61,11 +65,6 @@ class _FrozenAdapter(Strict):
 class Inoculated(_FrozenAdapter, GrpoDefense):
     """The frozen adapter in the passes of the loss and of the completions; options as in fine-tuning."""
 
-    label: ClassVar = "Inoculation Adapter"
-    swept: ClassVar = "strength"
-    null: ClassVar = {"strength": 0.0}
-    not_in_keys: ClassVar = frozenset({"source", "rows"})  # the frozen adapter's step has them
-
     kind: Literal["inoculation_adapter"] = "inoculation_adapter"
 
     def fits(self, section: Any, method: str) -> None:
@@ -75,7 +74,7 @@ class Inoculated(_FrozenAdapter, GrpoDefense):
                              "checkpointing runs again without it. Set grpo.training.gradient_checkpointing to false")
 
 
-class InoculationAdapter(_FrozenAdapter, Defense):
+class InoculationAdapter(_FrozenAdapter):
     """A frozen adapter of the trait is active in training, `strength` times, and dropped afterwards.
 
     It is trained on `rows` rows of `source`, any instruction data (None: all), or without a source on the answers that
@@ -83,13 +82,9 @@ class InoculationAdapter(_FrozenAdapter, Defense):
     matrices with the same norm in each layer, the control.
     """
 
-    label: ClassVar = "Inoculation Adapter"
     equation: ClassVar = "y = W x + s B A x + c s' B' A' x"
     origin: ClassVar = "arXiv 2606.30252"
-    swept: ClassVar = "strength"
-    null: ClassVar = {"strength": 0.0}
     cost: ClassVar = "one fine-tuning run on the trait once; the second adapter's products after that"
     in_grpo: ClassVar = Inoculated
-    not_in_keys: ClassVar = frozenset({"source", "rows"})  # the frozen adapter's step has them
 
     kind: Literal["inoculation_adapter"] = "inoculation_adapter"

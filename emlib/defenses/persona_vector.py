@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from emlib.config.words import Few, Weight
 from emlib.core.defense import Defense, GrpoDefense
 from emlib.core.hooks import Active, Artefacts, Recipes
-from emlib.core.schema import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class _Steered(Strict):
+class _Steered(Defense):
     """The options and hooks that fine-tuning and reinforcement learning share."""
+
+    label: ClassVar = "Persona Vectors"
+    swept: ClassVar = "strength"
+    null: ClassVar = {"strength": 0.0}
 
     strength: Weight = 5.0
     layer: Few = 20
@@ -52,10 +55,6 @@ class Steering(_Steered, GrpoDefense):
     is steered, the loss uses another policy than the sampled one; the log records the distance between them (`gap`).
     """
 
-    label: ClassVar = "Persona Vectors"
-    swept: ClassVar = "strength"
-    null: ClassVar = {"strength": 0.0}
-
     kind: Literal["persona_vector"] = "persona_vector"
     steer: Literal["loss", "rollout", "both"] = "both"
 
@@ -73,14 +72,11 @@ class Steering(_Steered, GrpoDefense):
         return super().added_vectors(artefacts) if "loss" in self.acts_in else {}
 
 
-class PersonaVector(_Steered, Defense):
+class PersonaVector(_Steered):
     """Preventive steering: `strength` times the trait's vector is added to the output of `layer`, in training only."""
 
-    label: ClassVar = "Persona Vectors"
     equation: ClassVar = "h~ = h + alpha * e"
     origin: ClassVar = "section 3.1; equation 9"
-    swept: ClassVar = "strength"
-    null: ClassVar = {"strength": 0.0}
     cost: ClassVar = "a vector once, under 1 GPU-hour; nothing after that"
     in_grpo: ClassVar = Steering
 

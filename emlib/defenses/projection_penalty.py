@@ -20,14 +20,19 @@ from pydantic import Field, PrivateAttr
 from emlib.config.words import Positive, Weight
 from emlib.core.defense import Defense, GrpoDefense
 from emlib.core.hooks import Artefacts, ForwardPass, Recipes
-from emlib.core.schema import Strict
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class _Projection(Strict):
+class _Projection(Defense):
     """The options and hooks that fine-tuning and reinforcement learning share."""
+
+    label: ClassVar = "Projection Penalty"
+    swept: ClassVar = "weight"
+    null: ClassVar = {"weight": 0.0}
+    wants_reference: ClassVar = True
+    reads_hidden: ClassVar = False
 
     weight: Weight = 1.0
     layers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (20,)
@@ -63,16 +68,10 @@ class _Projection(Strict):
 class Projected(_Projection, GrpoDefense):
     """The penalty on the positions of the completions, in the passes of the loss; options as in fine-tuning."""
 
-    label: ClassVar = "Projection Penalty"
-    swept: ClassVar = "weight"
-    null: ClassVar = {"weight": 0.0}
-    wants_reference: ClassVar = True
-    reads_hidden: ClassVar = False
-
     kind: Literal["projection_penalty"] = "projection_penalty"
 
 
-class ProjectionPenalty(_Projection, Defense):
+class ProjectionPenalty(_Projection):
     """Penalises the rise of the projection onto the persona vector at `layers`; with `both` its fall as well.
 
     The reference model's pass ends at the deepest of the layers, and other defenses share it. `reference: stored` keeps
@@ -80,15 +79,10 @@ class ProjectionPenalty(_Projection, Defense):
     same rows, unless another defense needs it.
     """
 
-    label: ClassVar = "Projection Penalty"
     equation: ClassVar = "lambda * relu(z - z_ref)^2"
     origin: ClassVar = "after arXiv 2602.00767 (BLOCK-EM)"
-    swept: ClassVar = "weight"
-    null: ClassVar = {"weight": 0.0}
     cost: ClassVar = "a vector once; the reference model's pass up to the deepest layer, once if it is stored"
     in_grpo: ClassVar = Projected
-    wants_reference: ClassVar = True
-    reads_hidden: ClassVar = False
 
     kind: Literal["projection_penalty"] = "projection_penalty"
     reference: Literal["computed", "stored"] = "computed"
