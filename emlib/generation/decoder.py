@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from emlib.generation.continuing import ByModel, Continuation
+from emlib.models.continuing import ByModel, Continuation
 from emlib.models.kernels.proof import TIMES, TOLERANCE
 from emlib.models.logprobs import backbone, causal_lm, head, last_hidden
 from emlib.models.prompts import Read, partial_attention, read_prompts

@@ -20,9 +20,9 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Question
 from emlib.core.seeds import generator
 from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
-from emlib.generation.continuing import ByModel, Continuation
 from emlib.generation.decoder import Decoder, acts_inside
 from emlib.models.context import refuse_longer_prompts
+from emlib.models.continuing import ByModel, Continuation
 from emlib.models.load import stop_tokens
 from emlib.models.prompts import read_distinct
 

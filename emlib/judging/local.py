@@ -31,8 +31,9 @@ from emlib.judging.judge_batch import Keep, Scorer
 from emlib.judging.numbers import NUMBERS, Spelling, next_token, of_numbers, spelling
 from emlib.judging.replies import LEAST_MASS, reason_of
 from emlib.judging.rubrics import JudgeRequest, Score
+from emlib.models.continuing import ByModel
 from emlib.models.load import ChatModel, load, stop_tokens
-from emlib.models.logprobs import backbone, head
+from emlib.models.logprobs import head
 from emlib.models.prompts import read_prompts
 from emlib.models.trees import by_length, read_tree
 
@@ -124,27 +125,22 @@ def labels(chat: ChatModel, prompts: Sequence[Sequence[Message]], batch_rows: in
 @torch.inference_mode()
 def _replies(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> list[list[int] | None]:
     """Return the likeliest tokens after each prompt, up to the end of the turn; None if logits are NaN or infinite."""
-    to_logits, read = head(chat.model), read_prompts(chat.model, prompts, LABEL_TOKENS)
+    read = read_prompts(chat.model, prompts, LABEL_TOKENS)
+    rows = ByModel(chat.model, read, torch.arange(len(prompts), device=read.last.device))
     stops = torch.tensor(sorted(stop_tokens(chat.model, chat.tokenizer)), device=read.last.device)
-    hidden, attended, said = read.last, read.attended, list[Tensor]()
-    sound = torch.ones(len(prompts), dtype=torch.bool, device=hidden.device)
+    said, sound = list[Tensor](), torch.ones(len(prompts), dtype=torch.bool, device=read.last.device)
     ended = ~sound
     while True:
-        logits = to_logits(hidden)
+        logits = rows.logits()
         said.append(logits.argmax(1))
         sound &= ended | logits.isfinite().all(1)
         ended |= torch.isin(said[-1], stops)
         if len(said) == LABEL_TOKENS or bool(ended.all()):
             break
-        attended = torch.cat([attended, torch.ones_like(attended[:, :1])], 1)
-        hidden = backbone(chat.model)(
-            input_ids=said[-1][:, None], attention_mask=attended.long(),
-            position_ids=attended.sum(1, keepdim=True) - 1, past_key_values=read.cache,
-            use_cache=True).last_hidden_state[:, -1]
-    rows = torch.stack(said, 1).tolist()
+        rows.take(said[-1])
     last = set(stops.tolist())
     return [list(takewhile(lambda token: token not in last, row)) if fine else None
-            for row, fine in zip(rows, sound.tolist(), strict=True)]
+            for row, fine in zip(torch.stack(said, 1).tolist(), sound.tolist(), strict=True)]
 
 
 def distributions(chat: ChatModel, prompts: Sequence[Sequence[Message]], *,

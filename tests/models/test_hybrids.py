@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from emlib.core.errors import EmlibError
-from emlib.generation.continuing import ByModel
+from emlib.models.continuing import ByModel
 from emlib.models.kernels import fitted, packs
 from emlib.models.logprobs import head, last_hidden
 from emlib.models.prompts import read_distinct

@@ -9,8 +9,8 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from emlib.core.errors import EmlibError
-from emlib.generation.continuing import ByModel
 from emlib.generation.decoder import Decoder
+from emlib.models.continuing import ByModel
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import backbone, head
 from emlib.models.prompts import read_distinct, read_prompts
