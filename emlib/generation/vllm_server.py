@@ -12,13 +12,13 @@ from pathlib import Path
 
 import httpx
 
-from emlib.config import FolderModel, HubModel, ModelSpec, WheelModel
+from emlib.config import ModelSpec
 from emlib.core.addresses import ask_directly
 from emlib.core.child import child
 from emlib.core.errors import EmlibError
 from emlib.core.progress import say
 from emlib.core.temporary import socket_folder
-from emlib.models import hub, wheel
+from emlib.models.source import source_of
 
 BASE = "base"  # the served name of the model without an adapter
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # supported by vLLM's kernels
@@ -42,7 +42,9 @@ def arguments(spec: ModelSpec, cache: Path, rank: int, modules: Iterable[str], m
     if not fitting:
         raise EmlibError(f"vLLM supports adapters up to rank {RANKS[-1]}, and lora.rank is {rank}. Set "
                          "backend.generation and backend.scoring to 'transformers'.")
-    return ["serve", *_source(spec, cache), "--dtype", spec.dtype, "--served-model-name", BASE,
+    source, where = source_of(spec, cache)
+    commit = ["--revision", where["revision"], "--tokenizer-revision", where["revision"]] if where else []
+    return ["serve", source, *commit, "--dtype", spec.dtype, "--served-model-name", BASE,
             "--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm",
             "--max-model-len", str(max_length), "--gpu-memory-utilization", str(SHARE),
             "--enable-lora", "--max-lora-rank", str(fitting[0]), "--max-loras", str(together),
@@ -73,15 +75,6 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def _source(spec: ModelSpec, cache: Path) -> list[str]:
-    if isinstance(spec, HubModel):
-        return [spec.repo, "--revision", hub.commit(spec, cache), "--tokenizer-revision", hub.commit(spec, cache)]
-    if isinstance(spec, FolderModel):
-        return [str(spec.folder)]
-    assert isinstance(spec, WheelModel), "a model built in code has no files to serve"
-    return [str(wheel.converted(spec, cache))]
 
 
 def _wait(server: subprocess.Popen[bytes], port: int, log: Path, patience: float) -> None:

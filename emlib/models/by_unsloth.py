@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from emlib.config import HubModel, Lora, ModelSpec, Training, WheelModel
+from emlib.config import HubModel, Lora, ModelSpec, Training
 from emlib.core.errors import SourceError
 from emlib.core.seeds import derive
-from emlib.models import hub, wheel
+from emlib.models.source import source_of
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def new_lora(spec: ModelSpec, cache: Path, settings: Lora, training: Training, s
         raise SourceError("Unsloth must be imported before transformers, but was not; `emlib.training.worker` "
                           "does that.")
     loader = importlib.import_module("unsloth").FastLanguageModel
-    source, where = _source(spec, cache)
+    source, where = source_of(spec, cache)
     place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     try:
         base, _ = loader.from_pretrained(
@@ -53,9 +53,3 @@ def new_lora(spec: ModelSpec, cache: Path, settings: Lora, training: Training, s
         base, r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, use_rslora=settings.rslora,
         target_modules=list(settings.target_modules), bias="none", random_state=derive(seed, "lora") % 2**31,
         use_gradient_checkpointing=training.gradient_checkpointing is True)
-
-
-def _source(spec: ModelSpec, cache: Path) -> tuple[str, dict[str, str]]:
-    if isinstance(spec, HubModel):
-        return spec.repo, {"revision": hub.commit(spec, cache)}
-    return str(wheel.converted(spec, cache) if isinstance(spec, WheelModel) else spec.folder), {}  # type: ignore[union-attr]

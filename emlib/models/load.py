@@ -22,13 +22,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from emlib.config import FolderModel, HubModel, ModelSpec, TinyModel, WheelModel
+from emlib.config import HubModel, ModelSpec, TinyModel
 from emlib.core.errors import SourceError
 from emlib.core.records import Example, Message
 from emlib.data import templates
 from emlib.data.chat import encode, refuse_blank
-from emlib.models import hub, tiny, wheel
+from emlib.models import hub, tiny
 from emlib.models.logprobs import causal_lm, head, last_hidden
+from emlib.models.source import source_of
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # of Gemma, Cohere, Granite
 
@@ -125,10 +126,7 @@ def load_tokenizer(spec: ModelSpec, cache: Path, *, system: bool = True) -> PreT
 def _tokenizer(spec: ModelSpec, cache: Path) -> PreTrainedTokenizerBase:
     if isinstance(spec, TinyModel):
         return tiny.build_tokenizer()
-    if isinstance(spec, HubModel):
-        source, where = spec.repo, {"revision": hub.commit(spec, cache)}
-    else:
-        source, where = str(wheel.converted(spec, cache) if isinstance(spec, WheelModel) else spec.folder), {}
+    source, where = source_of(spec, cache)
     with _load_errors(source):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
 
@@ -142,11 +140,8 @@ def load_weights(spec: ModelSpec, cache: Path) -> PreTrainedModel:
     dtype = getattr(torch, spec.dtype)
     if isinstance(spec, TinyModel):
         return tiny.build_model(spec.seed, spec.layers, spec.hidden, dtype)
-    if isinstance(spec, WheelModel):
-        return _pretrained(str(wheel.converted(spec, cache)), dtype)
-    if isinstance(spec, FolderModel):
-        return _pretrained(str(spec.folder), dtype)
-    return _pretrained(spec.repo, dtype, revision=hub.commit(spec, cache))
+    source, where = source_of(spec, cache)
+    return _pretrained(source, dtype, **where)
 
 
 def _in_4bit(spec: HubModel, dtype: torch.dtype, cache: Path, device: str) -> PreTrainedModel:
