@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import or_
@@ -15,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, TypeAdapter, 
 from pydantic_core import core_schema
 
 from emlib.core.defense import Defense
+from emlib.core.flag import Flag
 from emlib.core.hooks import FINE_TUNING, GRPO
 from emlib.core.registry import Purpose, kinds
 
-_unknown_allowed = ContextVar("unknown_allowed", default=False)
+# Within it, profiles are read without their plugins, and unknown kinds are kept as `UnknownDefense`: for commands that
+# only look at a study's files and jobs (status, merging, cleaning).
+unknown_kinds_allowed = Flag("unknown_kinds_allowed")
 
 
 class UnknownDefense(Defense):
@@ -28,22 +28,9 @@ class UnknownDefense(Defense):
     listed: ClassVar[bool] = False
 
 
-@contextmanager
-def unknown_kinds_allowed() -> Iterator[None]:
-    """Read profiles without their plugins inside this context, and keep unknown kinds as `UnknownDefense`.
-
-    For commands that only look at a study's files and jobs: status, merging, cleaning.
-    """
-    before = _unknown_allowed.set(True)
-    try:
-        yield
-    finally:
-        _unknown_allowed.reset(before)
-
-
 def are_unknown_kinds_allowed() -> bool:
     """Return whether `unknown_kinds_allowed` is active."""
-    return _unknown_allowed.get()
+    return bool(unknown_kinds_allowed)
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class OfKind:
             return self._acting(value) if isinstance(value, Defense) else value
         kind = value.get("kind")
         if isinstance(kind, str) and kind not in kinds(self.purpose):
-            if _unknown_allowed.get():
+            if unknown_kinds_allowed:
                 return UnknownDefense.model_validate(value)
             self._refuse_in_grpo(kind)
         adapter = _adapter(self.record_types)  # which refuses a kind that nobody knows

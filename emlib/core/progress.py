@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm.auto import tqdm
 
-_quiet = ContextVar("quiet", default=False)
+from emlib.core.flag import Flag
 
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Show no progress bars in this thread: many at once are unreadable."""
-    before = _quiet.set(True)
-    try:
-        yield
-    finally:
-        _quiet.reset(before)
+quiet = Flag("quiet")  # within it there are no progress bars: many at once are unreadable
 
 
 def bar(items: Iterable[Any] | None, what: str, unit: str, *, total: int, done: int = 0) -> tqdm:
@@ -28,7 +18,7 @@ def bar(items: Iterable[Any] | None, what: str, unit: str, *, total: int, done: 
 
     In notebooks that papermill runs, where nobody watches, there are no bars.
     """
-    hidden = _quiet.get() or "EMLIB_HEADLESS" in os.environ
+    hidden = bool(quiet) or "EMLIB_HEADLESS" in os.environ
     return tqdm(items, what, total, initial=done, unit=unit, leave=False, disable=hidden)
 
 

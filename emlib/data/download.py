@@ -9,8 +9,6 @@ import errno
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,13 @@ from emlib.config import HubSet
 from emlib.core.addresses import ask_directly, checked_address
 from emlib.core.errors import SourceError
 from emlib.core.files import disk_errors
+from emlib.core.flag import Flag
 
 LARGEST = 2_000_000_000  # bytes of a file whose size the registry does not state
 TRIES = 5  # attempts for one download
 WAIT = 0.5  # seconds before the second attempt, doubled before each further one
 TIMEOUT = 30.0  # seconds without a reply
-_refused = ContextVar("refused", default=False)
+nothing_downloaded = Flag("nothing_downloaded")  # within it, what is not on this machine raises `NotHere`
 
 
 class TooLarge(SourceError):
@@ -40,19 +39,9 @@ class NotHere(SourceError):
     """A file is not on this machine, and nothing is downloaded now."""
 
 
-@contextmanager
-def nothing_downloaded() -> Iterator[None]:
-    """Refuse downloads in this thread: what is not on this machine raises `NotHere`."""
-    before = _refused.set(True)
-    try:
-        yield
-    finally:
-        _refused.reset(before)
-
-
 def may_download() -> bool:
     """Return whether this thread may download, and is not within `nothing_downloaded`."""
-    return not _refused.get()
+    return not nothing_downloaded
 
 
 def once(target: Path, download: Callable[[Path], object]) -> None:
