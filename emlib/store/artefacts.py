@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,25 @@ from emlib.core.errors import StoreError
 from emlib.core.files import disk_errors, read_records, write_text
 from emlib.core.progress import say
 from emlib.core.step import Step
+from emlib.evaluation.records import READINGS
 from emlib.store import manifests
 from emlib.store.manifests import MANIFEST
+from emlib.training.records import LOG
+from emlib.training.rl.records import STEPS
 
 SCRATCH = "work"
 COPY, GONE, INCOMPLETE = ".copy", ".gone", ".incomplete"  # suffixes of folders that are no artefacts
 VERSIONED = ("torch", "transformers", "peft", "numpy")
+TIMED = (LOG, STEPS)  # files with seconds in them, which differ between two machines
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A finished artefact: where it is, the facts that its maker recorded, and the digest of each of its files.
+    """A finished artefact: where it is, what determines it, the facts that its maker recorded, and its files' digests.
+
+    `made_from` has the `content` of each artefact that it was made from, by `name`, and of those that these were made
+    from. Artefacts of earlier versions of emlib do not state it.
 
     Its files are read through `file` and `folder` alone, which compare them with their digests, each file once in a
     process.
@@ -50,8 +57,20 @@ class Artefact:
     stage: str
     key: str
     place: Path  # for messages
+    settings: Mapping[str, Any]
     facts: Facts
     files: Mapping[str, str]
+    made_from: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Its stage and key, which are its place in a store."""
+        return f"{self.stage}/{self.key}"
+
+    @property
+    def content(self) -> str:
+        """The digest of its files, without those that differ between two machines: seconds, and what a monitor read."""
+        return digests.of_value({name: found for name, found in self.files.items() if name not in (*TIMED, READINGS)})
 
     @property
     def folder(self) -> Path:
@@ -107,7 +126,7 @@ class Store:
         if key_of(stage, found.settings) != key:
             raise StoreError(f"{folder / MANIFEST}: its settings are not those of its key. The folder was renamed, or "
                              f"its manifest is another artefact's. Move {folder} away.")
-        return Artefact(stage, key, folder, found.facts, found.files)
+        return Artefact(stage, key, folder, found.settings, found.facts, found.files, found.made_from)
 
     def entries(self) -> Iterator[tuple[str, str]]:
         """Yield the stage and key of every folder of an artefact, finished or damaged, stage by stage."""
@@ -186,8 +205,9 @@ class Store:
         started = time.perf_counter()
         facts = dict(make(partial))
         files = {path.name: digests.of_file(path) for path in sorted(partial.iterdir()) if path.is_file()}
+        settings, made_from = _current_settings(step), self._contents(step.inputs)
         manifest = {
-            "stage": stage, "key": key, "settings": _current_settings(step), "facts": facts,
+            "stage": stage, "key": key, "settings": settings, "facts": facts, "made_from": made_from,
             "seconds": round(time.perf_counter() - started, 3),  # since the last start
             "files": files,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
@@ -196,7 +216,18 @@ class Store:
         manifests.write(partial, manifest)
         os.replace(partial, folder)
         shutil.rmtree(folder / SCRATCH)
-        return Artefact(stage, key, folder, facts, files)
+        return Artefact(stage, key, folder, settings, facts, files, made_from)
+
+    def _contents(self, steps: Iterable[Step]) -> dict[str, str]:
+        """Return the contents of the artefacts of these steps, and of those that they were made from, by name.
+
+        A step without an artefact, such as all batches of a model's own answers, stands for its inputs.
+        """
+        found: dict[str, str] = {}
+        for step in steps:
+            made = self.find(step)
+            found |= self._contents(step.inputs) if made is None else {**made.made_from, made.name: made.content}
+        return found
 
     def _make_room(self, folder: Path) -> None:
         """Remove what killed processes left beside an artefact's place, and move a folder without manifest away.

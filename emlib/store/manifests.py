@@ -23,6 +23,7 @@ class Manifest:
     settings: Mapping[str, Any]  # everything that determines the artefact
     facts: Mapping[str, Any]  # what its maker recorded
     files: Mapping[str, str]  # the digest of each file
+    made_from: Mapping[str, str]  # the content of each artefact that it was made from; earlier versions state none
     seconds: float  # how long the last session took that worked on it
 
 
@@ -43,7 +44,7 @@ def read(folder: Path) -> Manifest | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         stated = content.pop(DIGEST)
         found = Manifest(dict(content["settings"]), dict(content["facts"]), dict(content["files"]),
-                         float(content["seconds"]))
+                         dict(content.get("made_from", {})), float(content["seconds"]))
     except FileNotFoundError:
         return None
     except NotADirectoryError as error:

@@ -23,13 +23,12 @@ import pytest
 
 from emlib.core import paths
 from emlib.report.tables import result_tables
-from emlib.store.artefacts import Store
+from emlib.store.artefacts import TIMED, Store
 from emlib.store.manifests import MANIFEST
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 from emlib.workflow import graph
 from emlib.workflow.job_log import AttemptLog
-from emlib.workflow.merge import TIMED
 from tests.cluster.slurm import Slurm, missing, slurm
 
 PROFILE = """

@@ -125,7 +125,7 @@ def test_each_file_is_read_for_its_digest_once_and_again_after_a_change(
 
 def test_nobody_reads_an_artefact_s_files_but_through_the_check() -> None:
     """`place` is unchecked. The store and merging use it, and both check."""
-    allowed = {"store/artefacts.py", "workflow/merge.py"}
+    allowed = {"store/artefacts.py", "workflow/merge_artefacts.py"}
     users = {str(path.relative_to(paths.ROOT / "emlib")) for path in paths.ROOT.glob("emlib/**/*.py")
              if re.search(r"\b(?:artefact|found|made|adapter|vectors|one|other|own)\.place /", path.read_text())}
     assert users <= allowed
