@@ -125,6 +125,8 @@ class Profile(Strict):
             "monitor.layers": None if self.monitor is None else max(self.monitor.layers, default=None)})
         if self.job.gpus > 1:
             yield from self._mistakes_on_several_gpus()
+        if isinstance(self.model, HubModel) and self.model.load_in_4bit:
+            yield from self._mistakes_in_4_bits()
         if OWN in self.datasets:
             yield from self._mistakes_with_own_data()
         elif self.own is not None:
@@ -140,6 +142,16 @@ class Profile(Strict):
         if isinstance(self.model, HubModel) and self.model.load_in_4bit:
             yield ("'job.gpus' is more than 1, but training with 4-bit weights cannot be distributed over GPUs. Remove "
                    "job.gpus or model.load_in_4bit")
+
+    def _mistakes_in_4_bits(self) -> Iterator[str]:
+        """Check that no setting names vLLM, which would sample or score with other weights than those trained on."""
+        named = {f"backend.{stage}": getattr(self.backend, stage) for stage in ("generation", "scoring")}
+        if self.grpo is not None:
+            named["grpo.engine"] = self.grpo.engine
+        for setting, library in named.items():
+            if library == "vllm":
+                yield (f"'{setting}' is vllm, which does not use the 4-bit weights that model.load_in_4bit makes. Set "
+                       "it to transformers, or model.load_in_4bit to false")
 
     def _mistakes_with_own_data(self) -> Iterator[str]:
         """Check that nothing needs aligned rows of the user's data, or sends them to a judge without consent."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from emlib.models.adapters import merged
 from emlib.models.continuing import ByModel, Continuation
 from emlib.models.kernels.proof import TIMES, TOLERANCE
 from emlib.models.logprobs import backbone, causal_lm, head, last_hidden
@@ -32,7 +33,7 @@ class Matrix:
     """The weights of some layers side by side, under the active adapter: (rows, in) -> (rows, out)."""
 
     def __init__(self, *layers: nn.Module) -> None:
-        weight = torch.cat([_merged(layer) for layer in layers])
+        weight = torch.cat([merged(layer) for layer in layers])
         biases = [bias for layer in layers if (bias := _linear(layer).bias) is not None]
         self.bias = torch.cat(biases) if biases else None
         self.packed = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -155,20 +156,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _linear(layer: nn.Module) -> Any:
     return layer.base_layer if isinstance(layer, LoraLayer) else layer
-
-
-def _merged(part: nn.Module) -> Tensor:
-    """Return a linear layer's weights with its active LoRA adapters, (out, in)."""
-    weight: Tensor = _linear(part).weight
-    layer: Any = part
-    if not isinstance(part, LoraLayer) or layer.disable_adapters:
-        return weight
-    total = weight.float()
-    for name in layer.active_adapters:
-        if name in layer.lora_A:
-            a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
-            total = total + layer.scaling[name] * (b @ a)
-    return total.to(weight.dtype)
 
 
 def decoder_for(model: nn.Module, *, prove: bool = True) -> tuple[Decoder | None, str]:

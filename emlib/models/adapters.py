@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from emlib.config import Lora
@@ -111,6 +112,37 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             model.train(training)
+
+
+@torch.no_grad()
+def merged(layer: nn.Module) -> Tensor:
+    """Return a layer's weights with its active LoRA adapters, W + s B A, as a new tensor; without one, W itself.
+
+    W is not written: in bfloat16 the change added and subtracted again does not give W back. The sum is rounded once.
+    """
+    part: Any = layer
+    weight: Tensor = part.base_layer.weight if isinstance(layer, LoraLayer) else part.weight
+    if not isinstance(layer, LoraLayer) or layer.disable_adapters:
+        return weight
+    total = weight.float()
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            total = total + part.get_delta_weight(name).float()
+    return total.to(weight.dtype)
+
+
+def merged_parameters(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield the base model's parameters by their names without an adapter, with the adapter's change in them.
+
+    Each changed one is a new tensor, made when it is asked for.
+    """
+    base = model.get_base_model()
+    for name, parameter in base.named_parameters():
+        layer, is_weight, _ = name.partition(".base_layer.weight")
+        if is_weight:
+            yield f"{layer}.weight", merged(base.get_submodule(layer)).data
+        elif model.prefix not in name:
+            yield name.replace(".base_layer", ""), parameter.data
 
 
 def save(model: PeftModel, folder: Path, base_name: str) -> None:

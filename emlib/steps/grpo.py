@@ -34,6 +34,7 @@ class GrpoAdapter(Step):
     """An adapter, trained by GRPO under a list of defenses."""
 
     stage: ClassVar = "rl_adapter"
+    version: ClassVar = 2
 
     model: Model
     lora: Lora
@@ -48,9 +49,13 @@ class GrpoAdapter(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of the problems those to train on, with the worked ones; and the rewards with a judge's prompts."""
+        """Of the problems those to train on, with the worked ones; and the rewards with a judge's prompts.
+
+        Version 2 leaves the base model as it is, which version 1 changed where vLLM samples; others keep their key.
+        """
         problems = self.problems.value
-        return super().settings | {"problems": of_value(keyed([problems.train, problems.worked])),
+        return super().settings | {"version": self.version - (self.grpo.engine != "vllm"),
+                                   "problems": of_value(keyed([problems.train, problems.worked])),
                                    "rewards": identity_of_rewards(self.grpo.rewards)}
 
     @property

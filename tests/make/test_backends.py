@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emlib.config import Backend, HubModel, TinyModel, load_profile
-from emlib.config.loading import sound, spelled_out
+from emlib.config.loading import over, profile_path, read_profile, sound, spelled_out
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import read_yaml
@@ -73,6 +73,19 @@ def test_weights_in_4_bits_are_not_drawn_from_by_another() -> None:
     small = MODEL.model_copy(update={"load_in_4bit": True})
     assert "quantized" in backends.inference("generation", Backend(), small, FULL).why
     assert backends.training("auto", small, FULL).name == "unsloth"
+
+
+@pytest.mark.parametrize(("section", "given", "setting"), [
+    ("grpo", {"engine": "vllm"}, "grpo.engine"), ("backend", {"generation": "vllm"}, "backend.generation"),
+    ("backend", {"scoring": "vllm"}, "backend.scoring")])
+def test_a_profile_that_names_vllm_for_weights_in_4_bits_is_refused(
+        section: str, given: dict[str, str], setting: str) -> None:
+    """When it is read: vLLM would sample with other weights than the trained ones. `auto` takes transformers then."""
+    data = over(read_profile(profile_path("grpo-3b")), {"grpo": {"methods": [{"name": "grpo"}]}})
+    with pytest.raises(ProfileError, match=rf"'{setting}' is vllm.* 4-bit .*Set it to transformers, or model\.load_in"):
+        sound(over(data, {"model": {"load_in_4bit": True}, section: given}), "mine")
+    assert sound(over(data, {section: given}), "mine")
+    assert sound(over(data, {"model": {"load_in_4bit": True}}), "mine").backend.generation == "auto"
 
 
 def test_the_program_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

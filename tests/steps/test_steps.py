@@ -320,6 +320,14 @@ def test_what_reinforcement_learning_depends_on_beside_its_fields() -> None:
     assert replace(made, grpo=judged).key != made.key
 
 
+def test_adapters_that_were_trained_with_vllm_on_a_changing_base_model_are_not_taken() -> None:
+    made = same()["GrpoAdapter"]
+    assert isinstance(made, grpo.GrpoAdapter)
+    versions = {engine: replace(made, grpo=made.grpo.model_copy(update={"engine": engine})).settings["version"]
+                for engine in ("transformers", "vllm")}
+    assert versions == {"transformers": 1, "vllm": 2}
+
+
 def test_of_rubrics_and_prompts_only_those_of_the_questions_are_in_a_key() -> None:
     given = same()["MetricScores"]
     assert isinstance(given, MetricScores)

@@ -53,6 +53,7 @@ from emlib.data.gsm8k import Problem
 from emlib.data.mixing import plan_steps
 from emlib.evaluation.rewards import RewardScorer
 from emlib.models import tensors
+from emlib.models.adapters import merged_parameters
 from emlib.training import checkpoint
 from emlib.training.monitor import Evaluation
 from emlib.training.ranks import ALONE
@@ -144,6 +145,9 @@ class _Run:
                 Dataset.from_list(rows), processing_class=self.tokenizer, rollout_func=self.rollouts,
                 callbacks=[_Watch(self)],
                 optimizers=(self.optimizer, LambdaLR(self.optimizer, _unchanged)))
+        if self.settings.engine == "vllm":  # TRL's own way writes the base, which bfloat16 does not undo
+            engine: Any = trainer.vllm_generation
+            engine._iter_named_params = partial(merged_parameters, self.model)
         trainer.active = partial(self.condition.active, "loss")
         trainer.penalties = Penalties(self.condition, self.rollouts)
         trainer.shares = not (trainer.aux_loss_enabled or against(self.model))  # TRL's pass has the experts' own loss

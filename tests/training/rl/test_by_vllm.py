@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from emlib.config import Grpo, Sampling
@@ -25,6 +26,7 @@ from emlib.generation.sample import Drawn
 from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import causal_lm
+from emlib.models.tiny import build_model, build_tokenizer
 from emlib.training.rl.condition import Condition
 from emlib.training.rl.grpo import _Run
 from emlib.training.rl.records import read_steps
@@ -76,6 +78,19 @@ class Colocated:
 
     def sync_weights(self) -> None:
         self.synced += 1
+
+
+class Copying(VLLMGeneration):
+    """TRL's own class, which copies the weights at each step; only the engine is not vLLM's, and keeps what it gets."""
+
+    def _init_vllm(self) -> None:
+        self.llm, self.got = Engine(self.model), list[tuple[str, Tensor]]()
+        worker = SimpleNamespace(model_runner=SimpleNamespace(model=SimpleNamespace(load_weights=self._load)))
+        self.llm.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=worker))
+        self.llm.reset_prefix_cache = lambda: None
+
+    def _load(self, pairs: list[tuple[str, Tensor]]) -> None:
+        self.got.extend((name, one.clone()) for name, one in pairs)
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +171,48 @@ def test_tokens_that_the_tokenizer_does_not_have_are_not_drawn(
     monkeypatch.setattr(Engine, "_one", unknown)
     with pytest.raises(EmlibError, match=r"vLLM drew a token that the tokenizer .* 300 ids.*259\. Set grpo\.engine to"):
         by_vllm(lora, tiny, tmp_path / "unknown")
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[_Run, dict[str, Tensor]]]:
+    """A run of three steps in bfloat16 by TRL's own class, whose weights are then copied once more; the base before."""
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", Copying)
+    base = build_model(0, 4, 64, torch.bfloat16).eval().requires_grad_(False)
+    before = {name: one.clone() for name, one in base.named_parameters()}
+    with new_lora(base, LORA, 0) as model:
+        run = by_vllm(model, ChatModel("tiny", base, build_tokenizer()), tmp_path, problems=6)
+        run.trainer.vllm_generation.got.clear()
+        run.trainer.vllm_generation.sync_weights()
+        yield run, before
+
+
+def test_copying_the_weights_leaves_the_base_model_as_it_was(copied: tuple[_Run, dict[str, Tensor]]) -> None:
+    """TRL adds the adapter's change to the weights and subtracts it, which bfloat16 does not undo: W + d - d != W."""
+    run, before = copied
+    assert len(run.records) == 3
+    now = {name.replace(".base_layer", ""): one
+           for name, one in run.model.get_base_model().named_parameters() if "lora_" not in name}
+    assert set(now) == set(before)
+    assert [name for name, one in now.items() if not torch.equal(one, before[name])] == []
+
+
+def test_the_engine_gets_the_weights_with_the_adapters_change_in_them(copied: tuple[_Run, dict[str, Tensor]]) -> None:
+    """W + s B A, under the names and in the types, shapes and order of TRL."""
+    run, before = copied
+    got = run.trainer.vllm_generation.got
+    changed, scale = 0, 8 / 4 ** 0.5  # rsLoRA
+    for name, one in got:
+        layer = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{layer}.lora_B.default.weight" in run.parameters:
+            b, a = (run.parameters[f"{layer}.lora_{factor}.default.weight"] for factor in "BA")
+            torch.testing.assert_close(one.float(), before[name].float() + scale * b @ a, rtol=2**-8, atol=0)
+            changed += not torch.equal(one, before[name])
+        else:
+            assert torch.equal(one, before[name])
+    assert changed == 4 * len(LORA.target_modules)
+    expected = [(name, one.dtype, one.shape) for name, one in VLLMGeneration._iter_named_params(
+        run.trainer.vllm_generation)]
+    assert [(name, one.dtype, one.shape) for name, one in got] == expected
 
 
 def test_a_stop_token_that_is_left_out_is_put_back(
