@@ -6,7 +6,7 @@ existing answers unchanged (up to rounding in differently padded batches).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -170,6 +170,11 @@ def _until_end(tokens: list[int], logprobs: list[float], ends: set[int]) -> Draw
     place = next((place for place, token in enumerate(tokens) if token in ends), None)
     length = len(tokens) if place is None else place + 1
     return Drawn(tuple(tokens[:length]), tuple(logprobs[:length]), place is not None)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], tokens: Sequence[int]) -> str:
+    """Return the text of sampled tokens as an answer has it: without the stop token, which may be an ordinary one."""
+    return decode_answer(tokenizer, tokens[:-1] if tokens and tokens[-1] in ends else tokens)
 
 
 def answer_of(tokenizer: PreTrainedTokenizerBase, request: Request, drawn: Drawn) -> Answer:

@@ -48,12 +48,14 @@ from emlib.core.hooks import Active
 from emlib.core.progress import bar
 from emlib.core.records import Message
 from emlib.core.seeds import derive
-from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
+from emlib.data.chat import encode_prompt, opened_thinking
 from emlib.data.gsm8k import Problem
 from emlib.data.mixing import plan_steps
 from emlib.evaluation.rewards import RewardScorer
+from emlib.generation.sample import text_of
 from emlib.models import tensors
 from emlib.models.adapters import merged_parameters
+from emlib.models.load import stop_tokens
 from emlib.training import checkpoint
 from emlib.training.monitor import Evaluation
 from emlib.training.ranks import ALONE
@@ -125,7 +127,8 @@ class _Run:
         self.evaluate = Evaluation(model, (), training.batch_size, ALONE, condition.artefacts.get("monitor_inputs"),
                                    self.steps)
         prompt = encode_prompt(tokenizer, [Message("system", condition.system), Message("user", problems[0].question)])
-        self.marking = Marking(score, partial(decode_answer, tokenizer), opened_thinking(tokenizer, prompt))
+        read = partial(text_of, tokenizer, stop_tokens(model, tokenizer))
+        self.marking = Marking(score, read, opened_thinking(tokenizer, prompt))
         self.rollouts = Rollouts(tokenizer, settings, partial(condition.active, "rollout"), seed, self.done)
 
     def rate(self, place: int) -> float:

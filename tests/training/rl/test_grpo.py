@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from emlib.config import Sampling
 from emlib.core.errors import EmlibError
-from emlib.core.records import Message
+from emlib.core.records import Message, Question
 from emlib.data.chat import encode_prompt
 from emlib.data.gsm8k import additions
 from emlib.defenses.kl import Beta
-from emlib.evaluation.rewards import Rewards, Scored, advantages, by_rule
+from emlib.evaluation.rewards import Rewards, Scored, advantages, by_rule, rewards
+from emlib.generation.sample import Drawn, Request, answer_of
 from emlib.models.adapters import adapter_off, new_lora
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.training.rl.condition import Condition
 from emlib.training.rl.grpo import _Run, reinforce
 from emlib.training.rl.records import read_steps
-from emlib.training.rl.rollouts import Marking
+from emlib.training.rl.rollouts import Marking, Rollouts
 from tests.training.rl.reinforcing import LORA, SYSTEM, by_length, disturb, equal, grpo, train, weights
 
 
@@ -83,6 +88,39 @@ def test_tags_that_are_special_tokens_are_rewarded(lora: PeftModel, tmp_path: Pa
     assert "think" not in tokenizer.decode(ids, skip_special_tokens=True)
     run = _Run(lora, tokenizer, additions()[:2], grpo(), Condition(SYSTEM), by_rule, 0, tmp_path)
     assert run.marking([ids], ["What is 6 + 2?"], ["8"]) == [9.5]
+
+
+def test_a_turn_end_that_is_an_ordinary_token_is_no_part_of_what_is_rewarded(
+        tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is none of a held-out answer; the text of such a token after the last tag is outside of the format."""
+    tokenizer, end = ordinary_turn_end(), 258
+    text = "<think> 6 + 2 = 8 </think>\n<answer> 8 </answer>"
+    ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], end)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == f"{text}<|im_end|>"
+    drawn = Drawn(ids, (0.0,) * len(ids), stopped=True)
+    monkeypatch.setattr(Rollouts, "_by_transformers", lambda _, requests, *__: [drawn] * len(requests))
+    monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", [256, end])
+    with new_lora(tiny.model, LORA, 0) as model:
+        problems = [replace(one, answer="8") for one in additions()[:2]]
+        run = _Run(model, tokenizer, problems, grpo(), Condition(SYSTEM), by_rule, 0, tmp_path)
+        run.train()
+    held_out = answer_of(tokenizer, Request(Question("0", ""), 0, (1, 2, 3)), drawn)
+    assert {one.completion for one in run.marking.scored} == {held_out.text} == {text}
+    assert run.records[0].reward == rewards(held_out.text, "8").total == 9.5
+    assert run.records[0].tokens == 8 * len(ids)  # the loss has the stop token
+    assert run.marking([list(ids[:-1])], ["?"], ["8"]) == [9.5]  # cut by the limit: nothing is left out
+    assert run.marking([[end]], ["?"], ["8"]) == run.marking([[]], ["?"], ["8"])
+
+
+def ordinary_turn_end() -> PreTrainedTokenizerFast:
+    """The tiny model's tokenizer with a turn end that is an added token and no special one."""
+    tokenizer = build_tokenizer()
+    stated = json.loads(tokenizer.backend_tokenizer.to_str())
+    for one in stated["added_tokens"]:
+        one["special"] = one["content"] == "<|endoftext|>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(stated)), eos_token="<|endoftext|>", pad_token="<|endoftext|>",
+        chat_template=tokenizer.chat_template)
 
 
 def logprobs(model: PeftModel, prompt: list[int], completion: Sequence[int], temperature: float) -> Tensor:
