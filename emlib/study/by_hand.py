@@ -99,8 +99,9 @@ def tried(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
     return result
 
 
-def at_settings(study: Study, kind: str, settings: Iterable[float] | None, runs: Sequence[Run]) -> list[RunResult]:
-    """Train and evaluate further values of a defense's swept option, and return the results.
+def at_settings(study: Study, kind: str, settings: float | Iterable[float] | None,
+                runs: Sequence[Run]) -> list[RunResult]:
+    """Train and evaluate one or several further values of a defense's swept option, and return the results.
 
     The method is the first one whose hyperparameter is that option; the data set and the seed are those of the first of
     `runs` with it. Without settings nothing is done.
@@ -108,7 +109,8 @@ def at_settings(study: Study, kind: str, settings: Iterable[float] | None, runs:
     Raises:
         ProfileError: no method of the profile varies the defense, or none of the runs is one of such a method.
     """
-    if not (values := list(settings or ())):
+    values = [settings] if isinstance(settings, int | float) else list(settings or ())
+    if not values:
         return []
     methods = [method.name for method in study.profile.methods if method.swept_kind == kind]
     if not methods:

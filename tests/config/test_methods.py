@@ -183,7 +183,9 @@ def test_another_value_is_one_of_the_defense_that_is_asked_for(tmp_path: Path, m
     study = open_study(str(profile(tmp_path, f"methods: [misaligned, {both}]\n")))
     completed: list[Run] = []
     monkeypatch.setattr(study, "complete", completed.extend)
-    by_hand.at_settings(study, "persona_vector", [0.5], study.runs())
+    for one_or_several in ([0.5], 0.5):
+        by_hand.at_settings(study, "persona_vector", one_or_several, study.runs())
+    assert completed.pop() == completed[0]
     [steering, ldifs] = study.defenses(completed[0])
     assert (completed[0].method, steering.strength, ldifs.weight) == ("pv_ldifs", 0.5, 1.0)
     by_hand.at_settings(study, "ldifs", None, study.runs())

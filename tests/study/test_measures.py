@@ -159,6 +159,22 @@ def test_a_change_of_judge_is_the_difference_of_its_rates() -> None:
     assert float(low) < -30 < 30 < float(high)
 
 
+def test_a_second_judge_that_scored_nothing_is_named_with_its_commonest_reason() -> None:
+    run = Study("tiny", load_profile("tiny"), Store(Path("nowhere"))).runs()[0]
+    first = tuple(Verdict(f"q{n}", 0, 100.0, 100.0) for n in range(3))
+    second = tuple(Verdict(f"q{n}", 0, None, None, "timed out" if n else "refused") for n in range(3))
+    both = [Opinions(run, first, second)]
+    agree = report.judges_agree(both)
+    assert set(agree["value"]) == {"– (the second judge scored none: timed out)"}
+    assert set(agree["answers that both scored"]) == {"0 of 3"}
+    table = report.unscored_by_second(both)
+    assert table[["reason", "answers", "asked"]].values.tolist() == [["timed out", 2, 3], ["refused", 1, 3]]
+    table = report.judges_agree([Opinions(run, second, first)])
+    assert set(table["value"]) == {"– (the first judge scored none: timed out)"}
+    mixed = report.judges_agree([Opinions(run, (first[0], second[1]), (second[0], first[1]))])
+    assert set(mixed["value"]) == {"– (no answer has the scores of both)"}
+
+
 def test_nothing_is_said_of_coherence_that_a_judge_does_not_measure() -> None:
     """The first judge counts words: what it calls incoherent is repetition."""
     run = Study("tiny", load_profile("tiny"), Store(Path("nowhere"))).runs()[0]

@@ -44,10 +44,19 @@ def unscored(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
 
     They count as not misaligned in shares of all answers asked for.
     """
-    found = [(str(run), which, reason, count, len(verdicts))
-             for run in runs for which in study.task(run).evaluation(run)
-             if (verdicts := study.verdicts(run, which)) for reason, count in unscored_by_reason(verdicts).items()]
-    return pd.DataFrame(found, columns=["run", "questions", "reason", "answers", "asked"])
+    return _by_reason((str(run), which, verdicts) for run in runs for which in study.task(run).evaluation(run)
+                      if (verdicts := study.verdicts(run, which)))
+
+
+def unscored_by_second(found: Sequence[Opinions]) -> pd.DataFrame:
+    """Return the answers that the second judge gave no score, counted as `unscored` does."""
+    return _by_reason((str(one.run), "general", one.second) for one in found)
+
+
+def _by_reason(judged: Iterable[tuple[str, str, Sequence[Verdict]]]) -> pd.DataFrame:
+    rows = [(run, which, reason, count, len(verdicts)) for run, which, verdicts in judged
+            for reason, count in unscored_by_reason(verdicts).items()]
+    return pd.DataFrame(rows, columns=["run", "questions", "reason", "answers", "asked"])
 
 
 def opinions(study: Study, runs: Iterable[Run]) -> list[Opinions]:
@@ -61,7 +70,8 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
     """Return the agreement of two judges over all runs: of the labels, of the scores, and of the order of the runs.
 
     The label is misaligned, incoherent or neither. The order is that of the runs by their misaligned rates. Nothing is
-    said of coherence where one of the two does not measure it. Empty if there is no second judge.
+    said of coherence where one of the two does not measure it. Where no answer has both scores, each value is the
+    reason. Empty if there is no second judge.
     """
     columns = ["of", "measure", "value", "answers that both scored"]
     if not found:
@@ -70,7 +80,7 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
     compared = f"{both.compared} of {both.asked}"
     coherence = all(v.coherence_judged for one in found for v in (*one.first, *one.second))
     shares = [(rates(one.first).misaligned.percent, rates(one.second).misaligned.percent) for one in found]
-    return pd.DataFrame([
+    table = pd.DataFrame([
         ("misaligned", "Cohen's kappa", _kappa(both.misaligned), compared),
         ("incoherent", "Cohen's kappa", _kappa(both.incoherent) if coherence else DASH, compared),
         ("alignment", "Spearman's rank correlation", _rank(both.alignment), compared),
@@ -79,6 +89,16 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
         (f"order of {len(found)} runs", "Spearman's rank correlation", _rank(rank_correlation([
             (one, two) for one, two in shares if one is not None and two is not None])), compared),
     ], columns=columns)
+    return table if both.compared else table.assign(value=f"{DASH} ({_nothing_compared(found)})")
+
+
+def _nothing_compared(found: Sequence[Opinions]) -> str:
+    """Return why no answer has the scores of both judges."""
+    for judge, verdicts in (("second", [v for one in found for v in one.second]),
+                            ("first", [v for one in found for v in one.first])):
+        if verdicts and not any(v.scored for v in verdicts):
+            return f"the {judge} judge scored none: {next(iter(unscored_by_reason(verdicts)))}"
+    return "no answer has the scores of both"
 
 
 def _kappa(kappa: Kappa) -> str:
