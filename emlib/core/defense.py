@@ -42,6 +42,7 @@ from emlib.core.hooks import (
     Supervision,
     Trait,
 )
+from emlib.core.misspelt import near_hook, refuse_misspelt
 from emlib.core.records import AddedRow, Example
 from emlib.core.schema import Strict
 
@@ -104,9 +105,13 @@ class Defense(Strict):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
-        """Register the class under its kind; errors inside the hooks of one that is not ours name it and its line."""
+        """Register the class under its kind.
+
+        A misspelt hook of one that is not ours is refused, and errors inside its hooks name it and its line.
+        """
         super().__pydantic_init_subclass__(**options)
         if not registry.is_ours(cls):
+            refuse_misspelt(cls, Defense)
             name_errors(cls, (name for name, value in vars(Defense).items() if isinstance(value, FunctionType)
                               and not name.startswith("_") and name not in REFUSING))
         registry.enter(cls)
@@ -155,6 +160,11 @@ class Defense(Strict):
     def acts_after(cls) -> bool:
         """Return whether it acts on the finished adapter alone: after the training and not in it."""
         return [hook for hook in FINE_TUNING if cls.has(hook)] == ["after"]
+
+    @classmethod
+    def overrides_none(cls, hooks: Sequence[str]) -> str:
+        """Return the reason to refuse a defense that overrides none of these hooks, with a near name of its own."""
+        return f"overrides none of the hooks by which it could act here: {', '.join(hooks)}.{near_hook(cls, hooks)}"
 
     # --- what it needs
 

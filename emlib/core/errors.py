@@ -52,9 +52,13 @@ class NotebookError(EmlibError):
     """A notebook lacks what was requested of it, or it stopped with an error."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` with the known word closest to `word`, or an empty string if none is near."""
-    alike = 0.5 if len(word) <= SHORT else 0.6  # two swapped letters are half of a word of four
+def nearest(word: str, known: Iterable[str], alike: float | None = None) -> str:
+    """Return ` Did you mean 'x'?` with the known word closest to `word`, or an empty string if none is near.
+
+    `alike` is the least share of common letters; None is for a word that is wrong in any case.
+    """
+    if alike is None:
+        alike = 0.5 if len(word) <= SHORT else 0.6  # two swapped letters are half of a word of four
     match = difflib.get_close_matches(word[:80], list(known), n=1, cutoff=alike)
     return f" Did you mean '{match[0]}'?" if match else ""
 

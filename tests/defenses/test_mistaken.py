@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from emlib.config import Method
 from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
 from emlib.defenses.kl import Kl
 from emlib.defenses.ldifs import Ldifs
 from emlib.training.bench import Bench
-from emlib.training.conformance import check
+from emlib.training.conformance import NonconformingDefense, check
 from emlib.training.records import read_log
 
 
@@ -113,6 +114,52 @@ class RootAtZero(Defense):
 
     def penalty(self, trained: Any, reference: Any) -> Tensor:
         return (trained.response_logits - reference.response_logits).square().sum().sqrt()
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("penality", "penalty"), ("on_steps", "on_step"),
+                                              ("want_reference", "wants_reference"), ("activ", "active")])
+@pytest.mark.parametrize("mixed_in", [False, True])
+def test_a_misspelt_hook_beside_a_right_one_is_refused(wrong: str, right: str, mixed_in: bool) -> None:
+    names = {"__module__": __name__, "__annotations__": {"listed": ClassVar, wrong: ClassVar}, "listed": False}
+    given = {"change_rows": lambda self, rows, trait: rows}
+    base = type("Shared", (), {"__module__": __name__, wrong: lambda self: None})
+    with pytest.raises(ValueError, match=rf"Wrong defines '{wrong}'.* mean '{right}'\?.*underscore: '_{wrong}'"):
+        type("Wrong", (base, Defense) if mixed_in else (Defense,),
+             {**names, **given, **({} if mixed_in else {wrong: lambda self: None})})
+
+
+def test_helpers_and_options_with_other_names_are_allowed() -> None:
+    class Helped(Defense):
+        listed: ClassVar = False
+        scale: ClassVar = 2.0
+        kind: Literal["helped"] = "helped"
+        filter: float = 0.5  # an option
+
+        def distance(self) -> float:
+            return 0.0
+
+        def penalty(self, trained: Any, reference: Any) -> Tensor:
+            return trained.response_logits.square().sum()
+
+        def penalty_of(self, row: Any) -> Tensor:  # near the hook, which is there
+            return torch.zeros(())
+
+    assert Helped().has("penalty")
+
+
+class Unhooked(Defense):
+    listed: ClassVar = False
+    kind: Literal["unhooked"] = "unhooked"
+
+    def project_penalty(self) -> None:
+        return None
+
+
+def test_a_defense_without_a_hook_is_refused_with_the_near_name() -> None:
+    with pytest.raises(ValueError, match=r"overrides none of the hooks.* 'project_penalty'\. Did you mean 'penalty'"):
+        Method(name="x", defenses=(Unhooked(),))
+    with pytest.raises(NonconformingDefense, match=r"'project_penalty'\. Did you mean 'penalty'"):
+        check(Unhooked)
 
 
 HERE = re.escape(__file__)
