@@ -101,8 +101,9 @@ def main(arguments: list[str]) -> None:
               f"{'were' if done.left > 1 else 'was'} not copied: which training they are of is not known. Whole pools "
               "that were scored are among the artefacts; of others the rest is scored here again.")
     if done.waiting:
-        print(f"{done.waiting} scores wait in batches that were sent there. With the same API key they are collected "
-              "here as well, and paid once; with another key, collect them there and merge again first.")
+        print(f"{done.waiting} scores wait in batches that were sent there. With the same API key `make reproduce` "
+              "collects them here as well, and they are paid once. With another key it requests them again: collect "
+              "them there first (`make reproduce` there), and merge again.")
 
 
 if __name__ == "__main__":

@@ -104,6 +104,17 @@ def test_an_open_batch_comes_along_and_is_paid_once(sides: tuple[Path, Path]) ->
         assert set(server.asked.values()) == {1}
 
 
+def test_the_command_says_how_many_scores_wait_and_who_can_collect_them(
+        sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = sides
+    with Cache(theirs / SCORES) as cache:
+        cache.execute("INSERT INTO batches VALUES ('b', '{}', 'study', 'id', 1.0, '2026-12-01')")
+        cache.execute("INSERT INTO waiting VALUES (?, 'kind', 'b')", ("c" * 64,))
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(ours))
+    merge.main([str(theirs)])
+    assert "1 scores wait in batches that were sent there. With the same API key" in capsys.readouterr().out
+
+
 def test_of_a_batch_comes_what_waits_nowhere_here(sides: tuple[Path, Path]) -> None:
     """Both sides sent the same requests: theirs are paid already, and ours are collected here."""
     ours, theirs = sides
