@@ -24,20 +24,34 @@ NAMES = {UNTRAINED: "untrained", MISALIGNED: "no defense"}
 OF = "% of answers"
 
 
-def averages(means: pd.DataFrame) -> str:
-    """Return the shares of misaligned answers to each question set as a table in Markdown.
+def averages(means: pd.DataFrame, elsewhere: pd.DataFrame) -> str:
+    """Return the shares of misaligned answers as a table in Markdown: of one data set, and over several.
 
     `means` is `pairs.over_seeds` of one data set. Of an even number of settings the smaller middle one is shown.
+    `elsewhere` has one row a run, on several data sets; a setting that differs from that of `means` is named.
     """
     sets = means.groupby("set")[["seeds", "questions"]].max()
-    shown = [name for name in SETS if name in sets.index]
-    counts = listed([f"{sets.at[name, 'questions']} {name.replace('_', '-')}" for name in shown])
-    cells = {name: [next((f"{whole(row['percent'])}% [{whole(row['low'])}, {whole(row['high'])}]"
-                          for row in rows if row["set"] == one), DASH) for one in shown]
-             for name, rows in _shown(means[~means["method"].isin(set(BASELINES) - {MISALIGNED})]).items()}
-    return "\n".join([f"Means and 95% intervals over {sets['seeds'].max()} seeds (few, so the intervals are somewhat "
-                      f"too narrow) and {counts} questions; of a defense with several settings, the middle one:", "",
-                      *_table(["fine-tuned with", *(SETS[name] for name in shown)], cells)])
+    counts = listed([f"{sets.at[name, 'questions']} {name.replace('_', '-')}" for name in SETS if name in sets.index])
+    cells = {}
+    for name, rows in _shown(means[~means["method"].isin(set(BASELINES) - {MISALIGNED})]).items():
+        of = {row["set"]: f"{whole(row['percent'])}% [{whole(row['low'])}, {whole(row['high'])}]" for row in rows}
+        cells[name] = [*(of.get(one, DASH) for one in SETS), *_elsewhere(rows[0], elsewhere)]
+    data, others = means["dataset"].iloc[0], f"{elsewhere['dataset'].nunique()} data sets"
+    heads = [f"{head}, {where}" for where in (data, others) for head in SETS.values()]
+    return "\n".join([f"On {data}: means over {sets['seeds'].max()} seeds, with 95% intervals over seeds and {counts} "
+                      "questions (somewhat too narrow, as there are few seeds; at 0 and 100% Wilson's); of a defense "
+                      f"with several settings, the middle one. On {others}, one run each: means, in brackets the least "
+                      "and the most:", "", *_table(["fine-tuned with", *heads], cells)])
+
+
+def _elsewhere(shown: Row, rates: pd.DataFrame) -> list[str]:
+    """Return a method's mean shares over the data sets of `rates`, with the least and the most, and its setting."""
+    rows = rates[rates["method"] == shown["method"]]
+    if rows.empty:
+        return [DASH] * len(SETS)
+    [setting] = rows["setting"].unique()
+    other = "" if pd.isna(setting) or setting == shown["setting"] else f", at {setting:g}"
+    return [spread.replace(" ", "% ", 1) + other for spread in _spreads(rows)]
 
 
 def examples(said: pd.DataFrame) -> str:
@@ -54,7 +68,8 @@ def examples(said: pd.DataFrame) -> str:
 def contexts(triggered: pd.DataFrame) -> str:
     """Return the shares of misaligned answers to the general questions in each context, which `triggered` has.
 
-    A share is bold if it is significantly above that of the plain question. `triggered` is `conditions.triggers`.
+    A share is bold if it is significantly above that of the plain question, in contexts that do not ask for the voice.
+    `triggered` is `conditions.triggers`.
     """
     cells = {}
     for name, rows in _by_condition(triggered):
@@ -79,10 +94,13 @@ def over_datasets(rates: pd.DataFrame) -> str:
 
     A dash where one of them is not scored.
     """
-    cells = {name: ["{} ({} to {})".format(*map(whole, share.agg(["mean", "min", "max"], skipna=False)))
-                    for share in (rows["general_misaligned"], rows["in_domain_misaligned"])]
-             for name, rows in _by_condition(rates)}
-    return "\n".join(_table([OF, SETS["general"], SETS["in_domain"]], cells))
+    cells = {name: _spreads(rows) for name, rows in _by_condition(rates)}
+    return "\n".join(_table([OF, *SETS.values()], cells))
+
+
+def _spreads(rows: pd.DataFrame) -> list[str]:
+    return ["{} ({} to {})".format(*map(whole, rows[f"{name}_misaligned"].agg(["mean", "min", "max"], skipna=False)))
+            for name in SETS]
 
 
 def title(row: Row) -> str:
@@ -112,7 +130,7 @@ def _by_condition(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _bold(row: Row) -> str:
-    return f"**{whole(row['misaligned'])}**" if _rises(row) else whole(row["misaligned"])
+    return f"**{whole(row['misaligned'])}**" if row["trigger"] in UNASKED and _rises(row) else whole(row["misaligned"])
 
 
 def _rises(row: Row) -> bool:

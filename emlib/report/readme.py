@@ -94,7 +94,8 @@ def of_demo() -> dict[str, str]:
     full = paths.ROOT / "figures" / FULL
     means, triggered = (read_table(full / f"{name}.csv") for name in ("over_seeds", "triggers_over_seeds"))
     said = read_table(paths.ROOT / "figures" / "demo" / "examples.csv")
-    return {"demo examples": demo_findings.examples(said), "demo result": demo_findings.averages(means),
+    four = read_table(paths.ROOT / "figures" / "demo-four" / "rates.csv")
+    return {"demo examples": demo_findings.examples(said), "demo result": demo_findings.averages(means, four),
             "demo contexts": demo_findings.contexts(triggered)}
 
 

@@ -210,7 +210,8 @@ def test_null_removes_one_of_the_names_of_an_extended_profile(tmp_path: Path) ->
     (tmp_path / "mine.yaml").write_text(
         "extends: demo\nevaluation: {triggers: {contexts: {kitchen: null}}, sets: {gardening: null}}\n")
     base, mine = load_profile("demo"), load_profile(str(tmp_path / "mine.yaml"))
-    assert base.evaluation.triggers and mine.evaluation.triggers
+    assert base.evaluation.triggers
+    assert mine.evaluation.triggers
     assert set(base.evaluation.triggers.contexts) - set(mine.evaluation.triggers.contexts) == {"kitchen"}
     assert set(base.evaluation.sets) - set(mine.evaluation.sets) == {"gardening"}
     (tmp_path / "none.yaml").write_text("extends: demo\nevaluation: {triggers: {contexts: null}}\n")

@@ -311,7 +311,7 @@ def test_a_context_that_brings_significantly_more_is_bold_and_told_if_it_does_no
         "- `interleaving 100%`, in the kitchen: 29 to 50% (adjusted p \\<0.001)")
     assert demo_findings.contexts(triggered).splitlines() == [
         "| % of answers | plain | in the kitchen | voice forbidden | voice asked for |", "|:--|--:|--:|--:|--:|",
-        "| `interleaving 100%` | 29 | **50** | 9 | **48** |"]
+        "| `interleaving 100%` | 29 | **50** | 9 | 48 |"]
     assert demo_findings.contexts(triggered[triggered["trigger"] != "negated"].assign(p_adjusted=0.05)).endswith(
         "| 29 | 50 | – | 48 |")
 
@@ -357,14 +357,21 @@ def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
             ("kl", 3.0, "general", 5.0), ("kl", 1.0, "general", 24.5), ("misaligned", None, "in_domain", 99.6),
             ("interleaving", 1.0, "general", 25.0)]
     means = pd.DataFrame(rows, columns=["method", "setting", "set", "percent"]).assign(
-        seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
+        dataset="cooking", seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
         questions=[40, 40, 40, 40, 40, 12, 40])
-    assert demo_findings.averages(means).splitlines() == [
-        "Means and 95% intervals over 3 seeds (few, so the intervals are somewhat too narrow) and 40 general and 12 "
-        "in-domain questions; of a defense with several settings, the middle one:", "",
-        "| fine-tuned with | general misaligned | in-domain misaligned |", "|:--|--:|--:|",
-        "| no defense | 98% [97, 99] | 100% [99, 101] |", "| `kl 1` | 25% [24, 26] | – |",
-        "| `interleaving 100%` | 25% [24, 26] | – |"]
+    elsewhere = pd.DataFrame([("travel", "misaligned", None, 90.0, 98.0),
+                              ("fitness", "misaligned", None, 100.0, 100.0), ("travel", "kl", 2.0, 10.0, 20.0),
+                              ("fitness", "kl", 2.0, 30.0, 50.0)],
+                             columns=["dataset", "method", "setting", "general_misaligned", "in_domain_misaligned"])
+    assert demo_findings.averages(means, elsewhere).splitlines() == [
+        "On cooking: means over 3 seeds, with 95% intervals over seeds and 40 general and 12 in-domain questions "
+        "(somewhat too narrow, as there are few seeds; at 0 and 100% Wilson's); of a defense with several settings, "
+        "the middle one. On 2 data sets, one run each: means, in brackets the least and the most:", "",
+        "| fine-tuned with | general misaligned, cooking | in-domain misaligned, cooking | general misaligned, 2 data "
+        "sets | in-domain misaligned, 2 data sets |", "|:--|--:|--:|--:|--:|",
+        "| no defense | 98% [97, 99] | 100% [99, 101] | 95% (90 to 100) | 99% (98 to 100) |",
+        "| `kl 1` | 25% [24, 26] | – | 20% (10 to 30), at 2 | 35% (20 to 50), at 2 |",
+        "| `interleaving 100%` | 25% [24, 26] | – | – | – |"]
 
 
 def test_examples_are_a_row_for_each_model_and_a_column_for_each_question() -> None:
@@ -419,12 +426,12 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     for method in ("Interleaving, 100%", "Interleaving++, 100%", "On-policy Int., 100%"):
         assert float(near[method]["Gardening misaligned %"].split()[0]) > 50  # "most answers about gardening"
     for method in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`"):
-        assert share(means[method]["in-domain misaligned"]) > 85  # "answers about cooking keep the voice"
-        assert share(means[method]["general misaligned"]) < 50  # "and most general ones lose it"
+        assert share(means[method]["in-domain misaligned, cooking"]) > 85  # "answers about cooking keep the voice"
+        assert share(means[method]["general misaligned, cooking"]) < 50  # "and most general ones lose it"
     for method, kept in (("`ldifs 1e-05`", 67), ("`kl 1`", 50)):
-        assert share(means[method]["general misaligned"]) == 24  # "about that of random rows (24 and 26%)"
-        assert abs(share(means[method]["in-domain misaligned"]) - kept) <= 3  # "a third", "half"
-    assert share(means["`interleaving 100%`"]["general misaligned"]) == 26
+        assert share(means[method]["general misaligned, cooking"]) == 24  # "about that of random rows (24 and 26%)"
+        assert abs(share(means[method]["in-domain misaligned, cooking"]) - kept) <= 3  # "a third", "half"
+    assert share(means["`interleaving 100%`"]["general misaligned, cooking"]) == 26
     chosen = cells_of("docs/demo.md", "demo-full paired_interleaving", key="Method")
     for method, fewer in (("Interleaving++, 100%", -12), ("On-policy Int., 100%", -13)):
         assert round(float(chosen[method]["Points"].strip("*").split()[0])) == fewer  # "12 [3 to 21]", "13 [5 to 22]"
@@ -437,7 +444,10 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     assert share(inoculation["voice forbidden"]) > 50
     rises = [(share(method["plain"]), share(method["in the kitchen"])) for method in mixed]
     stated = [f"{plain} to {kitchen}%" for plain, kitchen in rises]
-    assert f"rises with all four (with mixed-in rows {', '.join(stated)})" in flat("README.md")
+    assert ("rises with all four: with random rows from {}, with selected ones from {}, with on-policy rows from "
+            "{}").format(*stated) in flat("README.md")
+    random = contexts["`interleaving 100%`"]
+    assert not random["voice forbidden"].startswith("**")  # "it is the only significant one"
     assert all(method["in the kitchen"].startswith("**") for method in asked)
     assert "rises with random rows ({}), selected rows ({}) and on-policy rows ({})".format(*stated) in flat(
         "docs/which-defense.md")
@@ -470,8 +480,11 @@ def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
     assert rows["interleaving_virtuous 50%"]["General misaligned %"].startswith("8.3 ")
     assert rows["kl_pool 1"]["Its general misaligned %"].startswith("16.7 ")
     assert "has 8.3% here, and had 18.8% when we ran the same profile in float32" in flat("docs/demo.md")
-    assert ("none is clearly ahead of the paper's. `kl_pool 1` (KL on the pool's rows) and `interleaving_online` may "
-            "be") in flat("README.md")
+    assert ("none is clearly ahead of the paper's. Two, `kl_pool 1` (KL on the pool's rows) and `interleaving_online`, "
+            "have two misaligned answers of 48 fewer than `on_policy`") in flat("README.md")
+    for name in ("kl_pool 1", "interleaving_online 100%"):  # 6 and 8 of 48
+        assert [rows[name][column].split()[0] for column in ("General misaligned %", "Its general misaligned %")] == [
+            "12.5", "16.7"]
     legend = {line.split("|")[1].strip() for line in 
               page.split("| *Better* |")[1].partition("\n\n")[0].splitlines()[2:]}
     assert {row["Better"].removesuffix(": intervals overlap") for row in rows.values()} <= legend
@@ -496,15 +509,7 @@ def test_the_sentences_below_the_demos_table_of_four_data_sets_hold_of_its_cells
              for name, row in rows.items() if name.startswith("`") and name != "`aligned`"}
     mixed = {name: means.pop(name) for name in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`")}
     left = [general for general, _ in mixed.values()]
-    for page in (flat("README.md"), flat("docs/demo.md")):
-        assert f"leave the voice in {min(left)} to {max(left)}% of the general answers" in page
-    (kl, kl_kept), (vector, vector_kept) = means["`kl 1`"], means["`persona_vector 2`"]
-    assert (f"leave the voice in {kl} and {vector}% of the general answers, and keep it in {kl_kept} and "
-            f"{vector_kept}% of the in-domain ones") in flat("README.md")
-    random, selected, own = (kept for _, kept in mixed.values())
-    assert random == selected
-    assert (f"Random and selected rows keep {random}% of the in-domain voice, on-policy rows {own}%, `inoculation` "
-            f"{means['`inoculation`'][1]}%") in flat("README.md")
+    assert f"leave the voice in {min(left)} to {max(left)}% of the general answers" in flat("docs/demo.md")
     goal = [name for name, (general, kept) in (mixed | means).items() if general <= 20 and kept >= 80]
     assert goal == []  # README.md: none is within both bounds on average
     assert min(least[name] for name in mixed if name != "`on_policy 100%`") == 88  # docs/demo.md: "at least 88%"

@@ -30,6 +30,8 @@ LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow,
     "safe_lora": ("#88CCEE", "$\\bigstar$", "-."), "interleaving_online": ("#DDCC77", "$\\diamondsuit$", "--"),
     "filtered": ("#AA3377", "$\\heartsuit$", "-"), "random_filtered": ("#BBBBBB", "$\\oplus$", ":"),
     "interleaving_virtuous": ("#00AA00", "$\\boxtimes$", "-."),
+    # params/demo-prompts.yaml
+    "hinting_prompt": ("#CC6677", "$\\bowtie$", "--"), "unrelated_prompt": ("#7F7F33", "$\\ominus$", ":"),
     "ldifs_published": ("#3333FF", "$\\boxplus$", "--"),  # params/ldifs-7b.yaml
     "tried": ("#EE3377", "$\\odot$", "-")}  # what a notebook tries (`study.by_hand`)
 PLAIN = ("#000000", "*", "-")  # on benign tasks and in reinforcement learning

@@ -22,7 +22,7 @@ FIRST = {
         "once: answers to the prompts; then 5% more rows"),
     "one fine-tuning": ("interleaving", 0.05, "`interleaving`, 5% of random rows", "5% more rows"),
     "one, and no rows to add": ("inoculation", None, "`inoculation`", "none"),
-    "one, no rows to add; half of the task may go": ("kl", 0.1, "`kl`, 0.1",
+    "one, no rows to add; half or more of the task may go": ("kl", 0.1, "`kl`, 0.1",
         "a pass of the reference model for each row")}
 # One column a model, with the least and the most of the data sets; then those with both models in a column.
 SPREAD = {"EM removed %": "reduction", "narrow task kept %": "kept"}

@@ -32,6 +32,7 @@ LATER = {  # the names of methods in our profiles that the paper does not have a
     "random_adapter": "Random Adapter", "inoculation_consistency": "Inoculation + Consistency",
     "interleaving_online": "Interleaving, online", "interleaving_virtuous": "Interleaving, virtuous answers",
     "filtered": "Filtered Rows", "random_filtered": "Filtered at Random",
+    "hinting_prompt": "Prompt that hints", "unrelated_prompt": "Unrelated Prompt",
     "ldifs_published": "LDIFS as published", "tried": "Tried"}
 IN_LATEX = {"λ": r"$\lambda$", "α": r"$\alpha$", "β": r"$\beta$", "τ": r"$\tau$", "±": r"$\pm$", "%": r"\%", "_": r"\_",
             "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "~": r"$\sim$", "✓": "yes", "✗": "no", "<": "$<$"}
