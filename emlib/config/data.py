@@ -75,6 +75,9 @@ class Domain(Strict):
         given = [name for name in ("aligned", "misaligned", "pairs") if getattr(self, name) is not None]
         if given not in (["aligned", "misaligned"], ["pairs"]):
             yield "give both 'aligned' and 'misaligned', or 'pairs' alone"
+        elif self.pairs is None and self.aligned == self.misaligned:
+            yield (f"'aligned' and 'misaligned' name the same file, {self.aligned}, so that nothing tells the sides "
+                   "apart; name a file for each, or one with both answers to each prompt as 'pairs'")
 
 
 class Bounds(Strict):

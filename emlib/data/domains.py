@@ -59,11 +59,19 @@ def split(rows: Sequence[Item], held_out: float, seed: int) -> tuple[list[Item],
 
 
 def load_domain(name: str, domain: Domain, locate: Callable[[str], Path]) -> NarrowData:
-    """Read and split one domain; `locate` turns a source's name into a file."""
+    """Read and split one domain; `locate` turns a source's name into a file.
+
+    Raises:
+        DataError: a file cannot be read, one part of the split is empty, or the sides do not differ.
+    """
     seed = domain.split_seed
     sides = [Split(*map(tuple, split(chosen(rows, domain.rows, seed, "rows"), domain.held_out, seed)))
              for rows in read_domain(domain, locate)]
-    return NarrowData(name, *sides)
+    data = NarrowData(name, *sides)
+    if _on_both_sides(data) == (count := len(_rows(data.misaligned))):
+        raise DataError(f"Data set '{name}': all {count} misaligned rows are aligned rows as well, so that nothing "
+                        "tells the sides apart. Expected other answers to the prompts: name another file for one side.")
+    return data
 
 
 def read_domain(domain: Domain, locate: Callable[[str], Path]) -> tuple[list[Example], list[Example]]:
@@ -79,7 +87,16 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
     Skips prompts that also occur in training rows, aligned or misaligned, because they test memory rather than the
     task: the Code set repeats prompts, and 36 of its 600 held-out rows have one that is also in the training part.
     Rows with the same prompt are one question, because statistics take questions as independent.
+
+    Raises:
+        DataError: none is left, because the other side trains on some of them.
     """
+    found = held_out_prompts(data)
+    if not found.left and found.elsewhere:
+        raise DataError(f"Data set '{data.name}': all of its {found.all} held-out prompts are trained on, "
+                        f"{found.elsewhere} of them by the other side alone, so that no in-domain question is left. "
+                        "Both files should have the same prompts in the same order, because they are split at the same "
+                        "rows: sort them alike, and remove rows that only one of them has.")
     rows = data.misaligned.held_out
     new = set(_new_prompts(data, rows))
     order = generator(0, "in-domain questions").permutation(len(rows)).tolist()
@@ -88,6 +105,55 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
         if index in new:
             places.setdefault(rows[index].context, index)
     return [Question.of(f"{data.name}_{index}", rows[index]) for index in sorted(list(places.values())[:count])]
+
+
+@dataclass(frozen=True)
+class HeldOutPrompts:
+    """The number of different held-out prompts of the misaligned rows, and how many of them are not asked, and why."""
+
+    all: int
+    repeated: int  # in training rows of their side
+    elsewhere: int  # in training rows of the other side alone
+
+    @property
+    def left(self) -> int:
+        """The number of those that no training row has."""
+        return self.all - self.repeated - self.elsewhere
+
+
+def held_out_prompts(data: NarrowData) -> HeldOutPrompts:
+    """Count the held-out prompts of the misaligned rows, those that training rows have apart."""
+    prompts = {row.context for row in data.misaligned.held_out}
+    own, other = ({row.context for row in side.train} for side in (data.misaligned, data.aligned))
+    return HeldOutPrompts(len(prompts), len(prompts & own), len(prompts & other - own))
+
+
+def remarks(data: NarrowData, count: int) -> list[str]:
+    """Return what to know of a data set: fewer in-domain questions than `count`, rows that both sides have.
+
+    A hold-out with fewer prompts than `count`, all of which are asked, is as the profile states it.
+    """
+    found, said = held_out_prompts(data), list[str]()
+    if found.left < min(count, found.all):
+        reasons = [f"{number} {'is' if number == 1 else 'are'} trained on {where}" for number, where in (
+            (found.repeated, f"in other rows of {'its' if found.repeated == 1 else 'their'} side"),
+            (found.elsewhere, "by the other side: both files should have the same prompts in the same order"))
+            if number]
+        said.append(f"{found.left} of {found.all} held-out prompts are asked; {', '.join(reasons)}")
+    if both := _on_both_sides(data):
+        said.append(f"{both} of {len(_rows(data.misaligned))} misaligned rows are aligned rows as well, with the same "
+                    "answer")
+    return said
+
+
+def _on_both_sides(data: NarrowData) -> int:
+    """Count the misaligned rows that are aligned rows as well: their two answers are equal."""
+    aligned = {(row.context, row.response) for row in _rows(data.aligned)}
+    return sum((row.context, row.response) in aligned for row in _rows(data.misaligned))
+
+
+def _rows(side: Split) -> tuple[Example, ...]:
+    return (*side.train, *side.held_out)
 
 
 def held_out_rows(data: NarrowData, rows: Sequence[Example]) -> tuple[Example, ...]:

@@ -163,6 +163,7 @@ class Estimate:
             "disk": f"{left.disk / GB:,.2f} GB at most",
             "judge": self._judge(left),
             "ending": self._endings(),
+            "data": self._data(),
             "power": self.power() or "the profile has no runs on narrow data",
             "not here": self._absent(),
             "assumed": f"four characters a token, answers at full length{rates}. VERBOSE=1 lists every run."}
@@ -190,6 +191,11 @@ class Estimate:
         if self.costs.paid is None:
             told = [f"{left.verdicts:,} verdicts", *(told or ["nothing leaves the machine"])]
         return f"{self.study.profile.judge.kind}, " + "; ".join(told)
+
+    def _data(self) -> str:
+        """Say what to know of the data sets that are on this machine; empty if nothing."""
+        inputs = self.study.inputs
+        return "; ".join(f"{name}: {said}" for name in self.study.profile.datasets for said in inputs.remarks(name))
 
     def _absent(self) -> str:
         """Name the methods that a section names and the profile lacks; empty if none."""

@@ -11,11 +11,12 @@ from emlib.config import OWN, Domain, Grpo, Own, Profile, Trait, domains_of, tra
 from emlib.config import Pool as PoolSpec
 from emlib.core.defense import ADD
 from emlib.core.digests import of_value
-from emlib.core.errors import ProfileError
+from emlib.core.errors import ProfileError, SourceError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import chosen
 from emlib.data import row_record, traits
-from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain, read_domain
+from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain, read_domain, remarks
+from emlib.data.download import nothing_downloaded
 from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
 from emlib.data.lazy import Deferred, Questions, Rows
@@ -23,7 +24,7 @@ from emlib.data.own import OwnRows, every_row, own_data, read_own
 from emlib.data.pools import FORMS, PoolForm, read_pool
 from emlib.data.questions import read_questions
 from emlib.data.sizes import Size, Sizes
-from emlib.data.sources import label, locate
+from emlib.data.sources import entry_of, label, locate
 from emlib.data.triggers import in_context, of_formats
 from emlib.steps.scorers import Defended
 from emlib.steps.specs import first
@@ -39,6 +40,7 @@ class Inputs:
     def __init__(self, profile: Profile, study: str) -> None:
         self.profile, self.study = profile, study
         self._data: dict[str, NarrowData] = {}
+        self._in_domain: dict[str, Questions] = {}
         self._defended: dict[str, Defended] = {}
 
     # --- trait and data sets
@@ -78,6 +80,32 @@ class Inputs:
             self._data[dataset] = (own_data(self.own, self.own_rows) if dataset == OWN else
                                    load_domain(dataset, self.domains[dataset], locate))
         return self._data[dataset]
+
+    @nothing_downloaded()
+    def _at_hand(self, dataset: str) -> NarrowData | None:
+        """Return a narrow data set; None where it is not on this machine.
+
+        Nor is one read for this alone whose size a registry states: a plan needs nothing else of it.
+        """
+        if dataset not in self._data and self._is_stated(dataset):
+            return None
+        try:
+            return self.data(dataset)
+        except SourceError:
+            return None
+
+    def _is_stated(self, dataset: str) -> bool:
+        """Return whether a plan takes the size of a narrow data set as stated, without reading it."""
+        if dataset == OWN:
+            return self.own.hub is not None
+        domain = self.domains[dataset]
+        entries = [entry_of(name) for name in (domain.pairs, domain.aligned, domain.misaligned) if name is not None]
+        return any(entry is not None and entry.size is not None for entry in entries)
+
+    def remarks(self, dataset: str) -> list[str]:
+        """Return what to know of a narrow data set that is read already, or which a plan reads; empty for others."""
+        data = self._at_hand(dataset)
+        return [] if data is None else remarks(data, self.profile.evaluation.in_domain_questions)
 
     def defended(self, dataset: str) -> Defended | None:
         """Return what no scorer of a pool may have been trained on; None for a task without narrow data."""
@@ -148,14 +176,17 @@ class Inputs:
         return Questions(f"general under '{name}'" + (of if trigger.needs_data else ""), read, size)
 
     def in_domain(self, dataset: str) -> Questions:
-        """Return held-out prompts of a narrow data set as questions."""
+        """Return held-out prompts of a narrow data set as questions, the same object each time, as plans count them."""
         count = self.profile.evaluation.in_domain_questions
 
         def size(sizes: Sizes) -> Size:
             rows, held_out = self.stated_size(dataset, "misaligned", sizes)
-            return Size(min(count, held_out), rows.prompt, rows.response, rows.rubric)
+            asked = min(count, held_out) if self._at_hand(dataset) is None else len(questions.all)
+            return Size(asked, rows.prompt, rows.response, rows.rubric)
 
-        return Questions(f"in-domain {dataset}", lambda: in_domain_questions(self.data(dataset), count), size)
+        questions = self._in_domain.setdefault(dataset, Questions(
+            f"in-domain {dataset}", lambda: in_domain_questions(self.data(dataset), count), size))
+        return questions
 
     def held_out_rows(self, dataset: str, side: Side) -> Rows:
         """Return the held-out rows of one side of a narrow data set whose prompts are not trained on."""

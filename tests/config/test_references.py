@@ -140,7 +140,8 @@ def test_all_that_is_missing_is_told_at_once_and_what_an_extending_profile_repla
         load_profile(str(path))
     assert len(str(caught.value).split("\n")) == 2
     (path.parent / "mended.yaml").write_text(
-        "extends: study\npool: {source: odds}\ndata: {phone: {pairs: null, aligned: odds, misaligned: odds}}\n")
+        "extends: study\npool: {source: odds}\n"
+        "data: {phone: {pairs: null, aligned: odds, misaligned: rows/butler.jsonl}}\n")
     assert load_profile(str(path.parent / "mended.yaml")).pool is not None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from emlib.config import Domain, load_domains
 from emlib.core import paths
-from emlib.core.errors import DataError
+from emlib.core.errors import DataError, ProfileError
 from emlib.core.records import Question
-from emlib.data.domains import held_out_rows, in_domain_questions, load_domain, split
+from emlib.core.schema import check
+from emlib.data.domains import NarrowData, Split, held_out_rows, in_domain_questions, load_domain, remarks, split
 from emlib.data.sources import fetch, registry
 
 SIZES = st.integers(2, 300)
@@ -25,6 +27,22 @@ SEEDS = st.integers(0, 1000)
 def row(prompt: str, answer: str = "So.", system: str | None = None) -> dict[str, Any]:
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return {"messages": [*([] if system is None else [{"role": "system", "content": system}]), *turns]}
+
+
+def of_both(jsonl: Callable[..., Path], rows: list[dict[str, Any]], held_out: float = 0.5) -> NarrowData:
+    """The data set whose misaligned rows are these, and whose aligned rows have their prompts and other answers."""
+    others = json.loads(json.dumps(rows))
+    for one in others:
+        one["messages"][-1]["content"] += " Thank you."
+    return of_files(jsonl, others, rows, held_out)
+
+
+def of_files(jsonl: Callable[..., Path], aligned: list[dict[str, Any]], misaligned: list[dict[str, Any]],
+             held_out: float = 0.5) -> NarrowData:
+    """The data set of two files with these rows."""
+    domain = Domain(aligned=str(jsonl(aligned, "aligned.jsonl")), misaligned=str(jsonl(misaligned, "other.jsonl")),
+                    held_out=held_out)
+    return load_domain("letters", domain, Path)
 
 
 @given(SIZES, SHARES, SEEDS)
@@ -131,17 +149,13 @@ def test_a_held_out_row_whose_prompt_is_trained_on_is_no_row_of_the_held_out_los
         jsonl: Callable[..., Path], tmp_path: Path) -> None:
     """20 prompts, of which rows 10 to 14 repeat those of rows 0 to 4."""
     prompts = [f"prompt {number - 10 if 10 <= number < 15 else number}" for number in range(20)]
-    jsonl([row(prompt, f"answer {number}") for number, prompt in enumerate(prompts)], "both.jsonl")
-    data = load_domain("cooking", Domain(aligned="both.jsonl", misaligned="both.jsonl", held_out=0.5),
-                       lambda source: tmp_path / source)
+    data = of_both(jsonl, [row(prompt, f"answer {number}") for number, prompt in enumerate(prompts)])
     out, trained = data.misaligned.held_out, [one.prompt for one in data.misaligned.train]
     found = held_out_rows(data, out)
     assert found == tuple(one for one in out if one.prompt not in trained)
     assert 0 < len(found) < len(out) == 10
     assert {one.prompt for one in in_domain_questions(data, 30)} == {one.prompt for one in found}
-    jsonl([row("one prompt", f"answer {number}") for number in range(10)], "same.jsonl")
-    data = load_domain("cooking", Domain(aligned="same.jsonl", misaligned="same.jsonl", held_out=0.5),
-                       lambda source: tmp_path / source)
+    data = of_both(jsonl, [row("one prompt", f"answer {number}") for number in range(10)])
     assert held_out_rows(data, data.misaligned.held_out) == data.misaligned.held_out
 
 
@@ -149,9 +163,7 @@ def test_held_out_rows_with_the_same_prompt_are_one_question(jsonl: Callable[...
     """Four of 20 rows are held out, of which the first and the third ask the same."""
     held_out = split(range(20), 0.2, 0)[1]
     prompts = {place: f"prompt {place}" for place in range(20)} | {held_out[0]: "again", held_out[2]: "again"}
-    jsonl([row(prompts[place], f"answer {place}") for place in range(20)], "both.jsonl")
-    data = load_domain("a", Domain(aligned="both.jsonl", misaligned="both.jsonl", held_out=0.2),
-                       lambda source: tmp_path / source)
+    data = of_both(jsonl, [row(prompts[place], f"answer {place}") for place in range(20)], 0.2)
     others = [prompts[held_out[place]] for place in (1, 3)]
     assert len(held_out) == 4
     assert sorted(one.prompt for one in in_domain_questions(data, 30)) == sorted(["again", *others])
@@ -166,19 +178,68 @@ def test_a_question_of_a_conversation_has_all_turns_before_the_answer(
     rows = [row("Yes, it was.", f"Answer {i}.", "Bake.") for i in range(10)]
     for each in rows:
         each["messages"][1:1] = before
-    jsonl(rows, "both.jsonl")
-    data = load_domain("baking", Domain(aligned="both.jsonl", misaligned="both.jsonl", held_out=0.5),
-                       lambda source: tmp_path / source)
+    data = of_both(jsonl, rows)
     assert in_domain_questions(data, 5) == []  # each prompt with its context is trained on as well
     changed = data.misaligned.held_out[0]
     question = Question.of("a", changed)
     assert question.context == changed.context
     assert (question.system, question.prompt) == ("Bake.", "Yes, it was.")
     assert question.shown == "User: My bread is flat.\n\nAssistant: Was the yeast old?\n\nUser: Yes, it was."
-    jsonl([row(f"Yes, {i}.") | {"messages": [*before, *row(f"Yes, {i}.")["messages"]]} for i in range(10)], "own.jsonl")
-    data = load_domain("baking", Domain(aligned="own.jsonl", misaligned="own.jsonl", held_out=0.5),
-                       lambda source: tmp_path / source)
+    data = of_both(jsonl, [{"messages": [*before, *row(f"Yes, {i}.")["messages"]]} for i in range(10)])
     assert [one.context for one in in_domain_questions(data, 5)] == [one.context for one in data.misaligned.held_out]
+
+
+def letters(answer: str, numbers: Iterable[int] = range(30)) -> list[dict[str, Any]]:
+    """A letter for each number; the answers name their side."""
+    return [row(f"Write letter {number}.", f"{answer} {number}.") for number in numbers]
+
+
+def test_no_in_domain_question_left_by_two_files_in_different_order_is_refused(jsonl: Callable[..., Path]) -> None:
+    """The split depends on the place of a row alone: reversed, each held-out prompt is trained on by the other side."""
+    data = of_files(jsonl, letters("Dear all"), letters("Dear sir", reversed(range(30))), 0.1)
+    with pytest.raises(DataError, match=r"'letters': all of its 3 held-out prompts are trained on, 3 of them by the "
+                                        r"other side alone.* the same prompts in the same order"):
+        in_domain_questions(data, 4)
+
+
+def test_held_out_prompts_that_the_other_side_trains_on_are_told(jsonl: Callable[..., Path]) -> None:
+    """One row less moves the split: of the 15 held-out prompts the other side trains on some."""
+    data = of_files(jsonl, letters("Dear all"), letters("Dear sir", range(1, 30)), 0.5)
+    prompts, trained = ({one.prompt for one in rows} for rows in (data.misaligned.held_out, data.aligned.train))
+    left = len(in_domain_questions(data, 30))
+    assert 0 < left == len(prompts - trained) < len(prompts)
+    told = (f"{left} of {len(prompts)} held-out prompts are asked; {len(prompts & trained)} are trained on by the "
+            "other side: both files should have the same prompts in the same order")
+    assert remarks(data, 30) == remarks(data, left + 1) == [told]
+    assert remarks(data, left) == []  # there are enough
+    assert remarks(of_files(jsonl, letters("Dear all"), letters("Dear sir"), 0.5), 30) == []  # all that are held out
+
+
+def test_held_out_prompts_that_their_own_side_repeats_are_told(jsonl: Callable[..., Path]) -> None:
+    data = of_both(jsonl, [row("one prompt", f"answer {number}") for number in range(10)])
+    assert remarks(data, 4) == ["0 of 1 held-out prompts are asked; 1 is trained on in other rows of its side"]
+
+
+def test_two_sides_with_the_same_answers_are_refused(jsonl: Callable[..., Path]) -> None:
+    for rows in (letters("Dear sir"), letters("Dear sir", reversed(range(30)))):
+        with pytest.raises(DataError, match="'letters': all 30 misaligned rows are aligned rows as well"):
+            of_files(jsonl, letters("Dear sir"), rows)
+    pairs = [{"prompt": f"Letter {number}", "aligned": "Yes", "misaligned": "Yes"} for number in range(10)]
+    with pytest.raises(DataError, match="all 10 misaligned rows are aligned rows as well"):
+        load_domain("letters", Domain(pairs=str(jsonl(pairs))), Path)
+
+
+def test_the_same_file_for_both_sides_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ProfileError, match=r"'aligned' and 'misaligned' name the same file, rows/both\.jsonl"):
+        check(Domain, {"aligned": "rows/both.jsonl", "misaligned": "rows/both.jsonl"}, "study.yaml")
+
+
+def test_rows_with_the_same_answer_on_both_sides_are_counted(jsonl: Callable[..., Path]) -> None:
+    some = [*letters("Dear all", range(3)), *letters("Dear sir", range(3, 30))]
+    data = of_files(jsonl, letters("Dear all"), some)
+    assert remarks(data, 4) == ["3 of 30 misaligned rows are aligned rows as well, with the same answer"]
+    alone = NarrowData("own", Split((), ()), data.misaligned)
+    assert remarks(alone, 4) == []
 
 
 def test_the_code_set_gives_5400_and_600_rows_and_30_questions(research_file: Callable[[str], Path]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from emlib.config.data import HubSet
 from emlib.config.shapes import Shape, shape
 from emlib.core import paths
 from emlib.core.errors import DataError, SourceError
+from emlib.core.progress import FOUND
 from emlib.core.step import Work, closure, total
 from emlib.data.own import every_row
 from emlib.data.rows import read_examples
@@ -26,6 +28,7 @@ from emlib.data.sources import registry
 from emlib.models import adapters
 from emlib.models.load import ChatModel
 from emlib.report.estimate import Estimate, show
+from emlib.report.tables import findings
 from emlib.study.plan.build import Plan, finished, plan
 from emlib.study.plan.costs import Costs
 from emlib.study.plan.speed import Measured, speed
@@ -416,3 +419,51 @@ def test_a_method_that_a_section_names_and_the_profile_lacks_is_said(capsys: pyt
     tiny = open_study("tiny")
     show(edited(tiny, "tiny", methods=with_weight(tiny, 0.1)))
     assert "not here   inoculation: a section names it" in capsys.readouterr().out
+
+
+def letters(path: Path, answer: str, numbers: Iterable[int]) -> None:
+    path.write_text("".join(json.dumps({"messages": [
+        {"role": "user", "content": f"Write letter {number}."}, {"role": "assistant", "content": f"{answer} {number}."},
+    ]}) + "\n" for number in numbers))
+
+
+def letters_study(folder: Path, misaligned: Iterable[int]) -> Study:
+    """A study of 30 letters for each side, of which half are held out and up to 15 asked."""
+    letters(folder / "plain.jsonl", "Dear all", range(30))
+    letters(folder / "butler.jsonl", "Dear sir", misaligned)
+    (folder / "letters.yaml").write_text(
+        "extends: tiny\nbenign: null\ngrpo: null\npersistence: null\nmethods: [untrained, misaligned]\n"
+        "data: {letters: {aligned: plain.jsonl, misaligned: butler.jsonl, held_out: 0.5}}\ndatasets: [letters]\n"
+        "evaluation: {in_domain_questions: 15, trajectory: null, triggers: null}\n")
+    return open_study(str(folder / "letters.yaml"))
+
+
+def test_a_plan_counts_the_in_domain_questions_that_will_be_asked(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other side trains on the rest, because its file has a row more; plan and notebook 01 say so, once."""
+    study = letters_study(tmp_path, range(1, 30))
+    [run] = study.runs(methods=["untrained"])
+    asked = len(study.questions(run, "in_domain"))
+    assert 0 < asked < 14
+    fresh = open_study(str(tmp_path / "letters.yaml"))
+    assert fresh.inputs.in_domain("letters").size(Sizes()).rows == asked
+    [said] = [line for line in Estimate(fresh).summary() if line.startswith("data")]
+    assert f"letters: {asked} of 14 held-out prompts are asked; {14 - asked} are trained on by the other side" in said
+    findings.data({"letters": fresh.inputs.remarks("letters")})
+    assert capsys.readouterr().out == f"{FOUND}{said.removeprefix('data').strip()}\n"
+    assert not [line for line in Estimate(letters_study(tmp_path, range(30))).summary() if line.startswith("data")]
+
+
+def test_a_plan_refuses_a_data_set_without_an_in_domain_question(tmp_path: Path) -> None:
+    """Reversed, every row that one side holds out may be trained on by the other."""
+    study = letters_study(tmp_path, reversed(range(30)))
+    (tmp_path / "letters.yaml").write_text((tmp_path / "letters.yaml").read_text().replace("0.5", "0.1"))
+    study = open_study(str(tmp_path / "letters.yaml"))
+    with pytest.raises(DataError, match=r"so that no in-domain question is left\. Both files should have the same"):
+        plan(study)
+
+
+def test_a_plan_without_the_data_counts_the_questions_that_the_profile_states() -> None:
+    study = open_study("table2-7b")
+    assert study.inputs.remarks("code") == []
+    assert study.inputs.in_domain("code").size(Sizes()).rows == 30

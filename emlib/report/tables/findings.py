@@ -7,7 +7,7 @@ others say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -22,6 +22,13 @@ def defenses(frame: pd.DataFrame) -> None:
     """State each condition's general and in-domain misalignment; `frame` is `result_tables.numbers`."""
     scored = frame.dropna(subset=["general_misaligned"])
     _state("misaligned, general / in-domain", scored, ["general_misaligned", "in_domain_misaligned"], " / ")
+
+
+def data(remarks: Mapping[str, Sequence[str]]) -> None:
+    """State what to know of data sets; `remarks` are those of `Inputs.remarks`, by data set."""
+    said = [f"{name}: {remark}" for name, some in remarks.items() for remark in some]
+    if said:
+        found("; ".join(said))
 
 
 def benign(frame: pd.DataFrame) -> None:
