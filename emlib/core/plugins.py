@@ -55,6 +55,11 @@ def load(paths: Iterable[str | Path]) -> None:
             _loaded[path] = digest
 
 
+def files() -> tuple[Path, ...]:
+    """Return the plugin files that this process has run."""
+    return tuple(_loaded)
+
+
 def _run(path: Path) -> None:
     name = MODULE + path.stem
     spec = importlib.util.spec_from_file_location(name, path)

@@ -193,7 +193,11 @@ class Objective:
 def _entered(stack: ExitStack, defense: Defense, model: nn.Module, artefacts: Mapping[str, Path]) -> Active:
     """Enter a defense's context until the stack is closed."""
     with named_errors(defense, "active"):
-        return stack.enter_context(defense.active(model, artefacts))
+        entered = stack.enter_context(defense.active(model, artefacts))
+        if not hasattr(entered, "statistics"):
+            raise TypeError(f"its context yields {entered!r:.60}, and not an object with `statistics`, a mapping that "
+                            "may be empty")
+        return entered
 
 
 def _stored(term: HeadKl, batch: Batch) -> Tensor:

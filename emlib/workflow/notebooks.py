@@ -29,8 +29,8 @@ from papermill.exceptions import PapermillExecutionError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 from traitlets.config import Config
 
-from emlib.core import paths
-from emlib.core.errors import NotebookError, ends_with_message, nearest
+from emlib.core import paths, plugins
+from emlib.core.errors import JudgeWaits, NotebookError, ends_with_message, nearest
 from emlib.core.files import whole_file
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import FOUND, MARK
@@ -39,13 +39,14 @@ from emlib.study import stamps
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
 from emlib.workflow.chapters import chapters, former_names
-from emlib.workflow.job_log import WATCHED, AttemptLog
+from emlib.workflow.job_log import WATCHED, AttemptLog, logger
 
 KERNEL_START_SECONDS = 120
 OUTPUT_SECONDS = 600  # for the last output of a cell, which a busy machine delivers late; papermill waits for 4
 TRIES = 3
 OUT_OF_MEMORY = ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError")  # Python's, numpy's and PyTorch's
 OUT_OF_MEMORY_SAID = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory")
+FRAME = re.compile(r"^File (.+?):(\d+)(?:, in|$)", re.MULTILINE)  # of IPython's tracebacks
 SOCKET_NAME = len("/emlib-12345678/kernel-5")  # of a socket's path below the system's temporary folder
 
 
@@ -84,8 +85,10 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
                 raise KeyboardInterrupt from error
             _sign(unfinished, stamp)
             os.replace(unfinished, failed)
-            raise NotebookError(f"{chapter}, cell {error.cell_index}: {_reason(error.ename, error.evalue)}\n"
-                                f"The notebook up to this cell: {failed}") from error
+            if error.ename != JudgeWaits.__name__:  # which is no failure
+                logger.info("%s", error)  # its text is the traceback, without colours
+            raise NotebookError(f"{chapter}, cell {error.cell_index}: {_reason(error.ename, error.evalue)}"
+                                f"{_in_plugin(error)}\nThe notebook up to this cell: {failed.resolve()}") from error
         except (DeadKernelError, RuntimeError) as error:
             raise NotebookError(f"{chapter}: the kernel died {TRIES} times ({error}). The usual cause is too little "
                                 "memory: close other programs, lower batch_rows in the profile, or set fewer JOBS. "
@@ -99,6 +102,16 @@ def _sign(executed: Path, stamp: str) -> None:
     book = json.loads(executed.read_text(encoding="utf-8"))
     book["metadata"]["made_with"] = stamp
     executed.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _in_plugin(error: PapermillExecutionError) -> str:
+    """Return a line with the place in a plugin's file that a cell's error passed last, unless its message has it."""
+    known = {str(file) for file in plugins.files()}
+    passed = [(file, line) for name, line in FRAME.findall(str(error))
+              if (file := str(Path(name).expanduser().resolve())) in known]
+    if not passed or passed[-1][0] in error.evalue:
+        return ""
+    return f"\nIts last line in a plugin: {passed[-1][0]}, line {passed[-1][1]}"
 
 
 def _reason(kind: str, message: str) -> str:
@@ -207,7 +220,12 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.log is None:
         execute(asked.chapter, parameters, out)
     else:
-        run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
+        try:
+            run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
+        except NotebookError:
+            if shown:
+                raise
+            sys.exit(1)  # who watches shows the error, which the records of attempts have
     if shown:
         print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 

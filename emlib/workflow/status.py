@@ -120,7 +120,7 @@ def _lines(one: JobStatus, log: Path) -> Iterator[str]:
     where = last.host if last.gpu is None else f"{last.host}, {last.gpu}"
     yield f"  {one.state:8} {one.job.name}: " + (
         f"{last.seconds / 60:.0f} min on {where}" if one.state == "running" else
-        f"attempt {len(one.attempts)} on {where} {last.state}; " + (CONTINUE if is_interrupted(one) else str(log)))
+        f"attempt {len(one.attempts)} on {where} {last.state}; {CONTINUE if is_interrupted(one) else log.absolute()}")
     yield from (f"           {line}" for line in last.error.strip().splitlines()[-LAST_LINES:])
 
 

@@ -88,7 +88,7 @@ def line(done: str, name: str, attempt: Attempt, log: Path) -> str:
         return f"{start}  waits for its judge's batch"
     if attempt.state == "interrupted":
         return f"{start}  interrupted"
-    return f"{start}  {attempt.state}, see {log}"
+    return f"{start}  {attempt.state}, see {log.absolute()}"
 
 
 def minutes(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -91,6 +92,15 @@ class NoContext(Defense):
         return None
 
 
+class YieldsNothing(Defense):
+    listed: ClassVar = False
+    kind: Literal["yields_nothing"] = "yields_nothing"
+
+    @contextmanager
+    def active(self, model: Any, artefacts: Any) -> Any:
+        yield
+
+
 class OddRows(Defense):
     listed: ClassVar = False
     kind: Literal["odd_rows"] = "odd_rows"
@@ -172,6 +182,7 @@ MISTAKES = [
     (WrongArguments, rf"'wrong_arguments' fails in its penalty: TypeError: .* 2 positional .*\({HERE}, line \d+\)"),
     (WrongAttribute, rf"'wrong_attribute' fails in its penalty: AttributeError: .*respons_logits.*\({HERE}, line \d+"),
     (NoContext, rf"'no_context' fails in its active: TypeError: .*\({HERE}, line \d+\)"),
+    (YieldsNothing, r"'yields_nothing' fails in its active: TypeError: its context yields None, and not an obj"),
     (OddRows, rf"'odd_rows' fails in its change_rows: AttributeError: .*prompts.*\({HERE}, line \d+\)")]
 
 

@@ -19,12 +19,13 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from emlib.config import load_profile
-from emlib.core import paths
+from emlib.core import paths, plugins
 from emlib.core.errors import NotebookError, ProfileError
 from emlib.study import stamps
 from emlib.study.study import open_study
 from emlib.workflow import graph, notebooks
 from emlib.workflow.chapters import former_names
+from emlib.workflow.job_log import WATCHED
 
 CHAPTERS = graph.chapters()
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as in conftest, for the kernels
@@ -129,6 +130,46 @@ def test_an_executed_notebook_has_the_stamp_of_its_profile(
     assert json.loads(book.read_text())["metadata"]["kernelspec"] == {"name": "python3"}
     study = open_study("tiny")
     assert stamps.of_file(book) == stamps.stamp_of(study.profile, study.name)
+
+
+def test_the_log_of_a_failed_job_has_the_traceback_and_the_message_the_plugins_line(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "mine.py"
+    lines = ["\x1b[31mAttributeError\x1b[0m Traceback (most recent call last)",
+             f"File {plugin}:5, in Mine.active(model)",
+             f"File {plugin}:7, in Mine.hook(self)", "File ~/library.py:9, in call(x)", "AttributeError: no such"]
+
+    def executed(chapter: str, parameters: dict[str, Any], out: Path) -> None:
+        out.write_text(json.dumps({"cells": [], "metadata": {}}))
+        raise PapermillExecutionError(1, 1, "x", "AttributeError", "no such", lines)
+
+    monkeypatch.setattr(plugins, "_loaded", {plugin: ""})
+    monkeypatch.setattr(notebooks, "_papermill", executed)
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "logs" / "job.log"
+    with pytest.raises(NotebookError) as caught:
+        notebooks.run_job("15_tables", {"profile": "tiny"}, Path("15_tables.ipynb"), log)
+    assert str(caught.value).splitlines() == [
+        "15_tables, cell 1: AttributeError: no such", f"Its last line in a plugin: {plugin}, line 7",
+        f"The notebook up to this cell: {tmp_path / '15_tables.failed.ipynb'}"]
+    assert f"AttributeError Traceback (most recent call last)\nFile {plugin}:5, in Mine.active" in log.read_text()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_watched_job_leaves_its_error_to_who_watches(
+        watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise NotebookError("this failed")
+
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.delenv(WATCHED, raising=False)
+    if watched:
+        monkeypatch.setenv(WATCHED, "1")
+    monkeypatch.setattr(notebooks, "run_job", fails)
+    with pytest.raises(SystemExit, match="1"):
+        notebooks.main(["15_tables", "--profile", "tiny", "--log", str(tmp_path / "a.log")])
+    assert ("this failed" in capsys.readouterr().err) is not watched
 
 
 def test_a_notebook_is_found_under_the_name_that_it_had_before(capsys: pytest.CaptureFixture[str]) -> None:
