@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,45 +68,72 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     rows = [*rows, *added]
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = make_optimizer(list(parameters.values()), settings)
-    records = _records_until(checkpoint.restore(folder, parameters, optimizer), folder)
-    restore(objective.defenses, checkpoint.states_of_defenses(folder))
-    choosing = Choosing(offered, len(steps), folder, len(records), ranks)
-    take = _Steps(model, rows, steps, settings, seed, objective, choosing, optimizer, ranks, folder / LOG).take
-    if ranks.first:
-        write_records(folder / LOG, records)
+    log = _resumed(folder, parameters, optimizer, objective, ranks)
+    done = len(log.records)
+    choosing = Choosing(offered, len(steps), folder, done, ranks)
+    take = _Steps(model, rows, steps, settings, seed, objective, choosing, optimizer, ranks, log.path).take
     keeping = Keeping(keep, len(steps), folder if ranks.first else None)
     last = keeping.last if keep is not None and keep.then_stop else len(steps)
-    progress = bar(range(len(records), last), "training", "step", total=last, done=len(records))
+    progress = bar(range(done, last), "training", "step", total=last, done=done)
     device = next(model.parameters()).device
     evaluate = Evaluation(model, held_out, settings.batch_size, ranks, objective.artefacts.get("monitor_inputs"),
                           len(steps) if limit is None else sys.maxsize)  # a few further steps may end before it looks
-    with (explained_out_of_memory(settings, folder / LOG), _training_mode(model), fitted(model) as unpacked_reason,
+    with (explained_out_of_memory(settings, log.path), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(
               model, [*rows, *offered.largest], steps, settings, objective, ranks) as recompute):
         monitoring = Monitoring(watch, model, settings.batch_size, folder if ranks.first else None,
-                                done=len(records), total=len(steps))
+                                done=done, total=len(steps))
         for number in progress:
             record = take(number)
             keeping.after(number + 1)
             record, stops = _shown(record, objective, evaluate, ranks, device)
-            records.append(record)
-            if ranks.first:
-                append_record(folder / LOG, record)
+            log.add(record)
             if stops:
                 break  # the monitor reads below what its defenses leave
             monitoring.after(number + 1)
-            progress.set_postfix(loss=f"{records[-1].loss:.3f}", **monitoring.shown)
+            progress.set_postfix(loss=f"{record.loss:.3f}", **monitoring.shown)
             if ranks.first and (number + 1) % settings.checkpoint_every == 0:
                 checkpoint.save(folder, number + 1, parameters, optimizer, states(objective.defenses))
         objective.after(model)
-        monitoring.after(len(records), last=True)
-    keeping.rest(len(records))
+        monitoring.after(len(log.records), last=True)
+    keeping.rest(len(log.records))
+    how = {"rows": f"not packed: {unpacked_reason}" if unpacked_reason else "packed", "recomputed": recompute.summary,
+           "head": head_method(model, objective.compares_in_head)}
+    truncated = sum(row.truncated for row in (*rows, *offered.rows))
+    return _summary(log.records, type(optimizer).__name__, truncated, peak.mib, how, len(steps))
+
+
+def _resumed(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer,
+             objective: Objective, ranks: Ranks) -> _Log:
+    """Restore the last checkpoint of `folder`, and the defenses; return the log up to it, without later steps."""
+    log = _Log(folder / LOG, _records_until(checkpoint.restore(folder, parameters, optimizer), folder), ranks)
+    restore(objective.defenses, checkpoint.states_of_defenses(folder))
+    if ranks.first:
+        write_records(log.path, log.records)
+    return log
+
+
+def _summary(records: Sequence[StepRecord], optimizer: str, truncated: int, peak: float | None, how: dict[str, str],
+             planned: int) -> TrainingSummary:
+    """Add up the records of all steps."""
     return TrainingSummary(
         len(records), sum(r.tokens for r in records), round(sum(r.seconds for r in records), 3), records[-1].loss,
-        type(optimizer).__name__, sum(row.truncated for row in (*rows, *offered.rows)), peak.mib,
-        {"rows": f"not packed: {unpacked_reason}" if unpacked_reason else "packed", "recomputed": recompute.summary,
-         "head": head_method(model, objective.compares_in_head)}, len(steps),
-        sum(r.scored for r in records))
+        optimizer, truncated, peak, how, planned, sum(r.scored for r in records))
+
+
+@dataclass(frozen=True)
+class _Log:
+    """The lines of a training's log: each process has all of them, and the first one writes them."""
+
+    path: Path
+    records: list[StepRecord]
+    ranks: Ranks
+
+    def add(self, record: StepRecord) -> None:
+        """Add the line of a finished step."""
+        self.records.append(record)
+        if self.ranks.first:
+            append_record(self.path, record)
 
 
 @dataclass(frozen=True)
