@@ -68,6 +68,12 @@ def shortened(text: str, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"
 
 
+def first_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message, cut to 200 characters."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line[:200]}"
+
+
 @contextmanager
 def ends_with_message(status: int = 1) -> Iterator[None]:
     """Print an error's message alone and exit with this status, in a `with` block or as a function's decorator."""

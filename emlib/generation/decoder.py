@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from emlib.core.errors import first_line
 from emlib.models.adapters import merged
 from emlib.models.continuing import ByModel, Continuation
 from emlib.models.kernels.proof import TIMES, TOLERANCE
@@ -167,10 +168,10 @@ def decoder_for(model: nn.Module, *, prove: bool = True) -> tuple[Decoder | None
     try:
         decoder = Decoder(model)
         reason = fault(model, decoder) if prove else ""
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AttributeError, NotImplementedError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        return None, f"it does not run here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return None, f"it does not run here: {first_line(error)}"
     return (None, reason) if reason else (decoder, "")
 
 

@@ -18,6 +18,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from emlib.core.errors import first_line
+
 Step = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 DEVICES = ("cuda",)  # devices on which compilation is tried
 PROOF = ((300, 0.25), (7, 0.5), (41, 2.0))  # tokens and weight of kl, per comparison
@@ -83,7 +85,7 @@ def fault(device: torch.device, dtype: torch.dtype, words: int, plain: Step) -> 
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ImportError, OSError) as error:
-        return f"it does not compile: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return f"it does not compile: {first_line(error)}"
     return ""
 
 

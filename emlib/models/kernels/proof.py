@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from emlib.core.errors import first_line
 from emlib.models.logprobs import causal_lm, last_hidden
 
 LENGTHS = (24, 40)  # tokens of the two rows
@@ -54,7 +55,7 @@ def fault(model: nn.Module, packing: Callable[[], AbstractContextManager[None]],
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, ImportError, AttributeError) as error:  # torch's kernels raise all
-            return f"the kernel for packed rows does not run: {type(error).__name__}: {_first_line(error)}"
+            return f"the kernel for packed rows does not run: {first_line(error)}"
     found = _apart(line, _sharing(alone, shared))
     if found <= max(tolerance, TIMES * usual):
         return "one of two packed rows depends on the other" if of_second[shared:].any() else ""
@@ -137,7 +138,3 @@ def _embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
         yield found
     finally:
         hook.remove()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
