@@ -20,8 +20,8 @@ import numpy as np
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict, cluster_of
 from emlib.core.seeds import generator
+from emlib.evaluation.over_seeds import NOT_KNOWN, Counts, Kind, all_scored, count_table, crossed_bootstrap
 from emlib.evaluation.rates import grouped
-from emlib.evaluation.seeds import NOT_KNOWN, Counts, Kind, all_scored, count_table, crossed_bootstrap
 from emlib.evaluation.statistics import RESAMPLES, Interval, difference_interval, of_mean, wilson
 
 PART = 1000  # of the random patterns, which are tried together

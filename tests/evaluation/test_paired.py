@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from emlib.core.errors import DataError
 from emlib.core.records import Verdict
+from emlib.evaluation.over_seeds import count_table, crossed_bootstrap, mean_over_seeds
 from emlib.evaluation.paired import Difference, adjusted, change_of_judge, difference, smallest_p
 from emlib.evaluation.rates import rates
-from emlib.evaluation.seeds import count_table, crossed_bootstrap, mean_over_seeds
 from emlib.evaluation.statistics import Interval, clustered, wilson
 
 TABLES = st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=3)

@@ -11,9 +11,9 @@ import pytest
 
 from emlib.config.methods import Method
 from emlib.core.records import Verdict
+from emlib.evaluation.over_seeds import mean_over_seeds
 from emlib.evaluation.paired import difference
 from emlib.evaluation.rates import rates
-from emlib.evaluation.seeds import mean_over_seeds
 from emlib.report.paper import of_study
 from emlib.report.tables import pairs, result_tables
 from emlib.report.tables.averages import over_datasets

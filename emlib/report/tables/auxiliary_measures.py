@@ -11,10 +11,10 @@ import pandas as pd
 from emlib.core.records import Verdict, cluster_of
 from emlib.data.sources import label
 from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
+from emlib.evaluation.over_seeds import Kind
 from emlib.evaluation.paired import change_of_judge
 from emlib.evaluation.rates import Denominator, Share, grouped, rates, rates_by, share_of, unscored_by_reason
 from emlib.evaluation.records import Projected
-from emlib.evaluation.seeds import Kind
 from emlib.evaluation.statistics import of_mean
 from emlib.report.tables.rows import DASH, cell, share_columns
 from emlib.study.runs import Opinions, Run

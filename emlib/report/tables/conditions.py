@@ -15,9 +15,9 @@ import pandas as pd
 from emlib.config import BASELINES, MISALIGNED, NO_TRIGGER, QUESTION_SETS
 from emlib.core.records import Verdict
 from emlib.evaluation.effect import kept
+from emlib.evaluation.over_seeds import mean_over_seeds
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import Share, rates
-from emlib.evaluation.seeds import mean_over_seeds
 from emlib.report.tables.averages import CONDITION, fewer_seeds, over_tasks
 from emlib.report.tables.rows import (
     DASH,

@@ -1,6 +1,6 @@
 """Tables of methods compared question by question, and of their means over seeds, from a study's verdicts.
 
-`emlib.evaluation.paired` and `emlib.evaluation.seeds` compute the numbers.
+`emlib.evaluation.paired` and `emlib.evaluation.over_seeds` compute the numbers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from emlib.config import QUESTION_SETS
 from emlib.config.methods import Method
 from emlib.core.records import Verdict
 from emlib.defenses.interleaving import Interleaving
+from emlib.evaluation.over_seeds import Kind, all_scored, mean_over_seeds
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import NO_SHARE, Share, grouped
-from emlib.evaluation.seeds import Kind, all_scored, mean_over_seeds
 from emlib.evaluation.statistics import wilson
 from emlib.report.paper.published import CHOSEN, INTERLEAVING, REFERENCES
 from emlib.report.tables.rows import share_columns
