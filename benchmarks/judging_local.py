@@ -28,8 +28,8 @@ from emlib.data.chat import encode_prompt
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
 from emlib.judging.local import distributions
-from emlib.judging.numbers import NUMBERS
 from emlib.judging.rubrics import METRICS, OURS, JudgeRequest, Rubric, read_rubrics
+from emlib.judging.spelling import NUMBERS
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import backbone, head
 from emlib.models.trees import by_length

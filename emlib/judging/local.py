@@ -1,9 +1,9 @@
 """A local chat model as a judge: the exact probability of each answer 0 to 100, and the score computed from it.
 
 One batched pass reads the prompts; a second one reads all numbers as a tree on its key-value cache
-(`emlib.models.trees`). `emlib.judging.numbers` defines which spellings count as a number. The score is the mean number,
-given that the answer is a number; where numbers have less than a quarter of the probability there is no score (Betley
-et al.). Where a label is asked for, the judge's likeliest reply is read.
+(`emlib.models.trees`). `emlib.judging.spelling` defines which spellings count as a number. The score is the mean
+number, given that the answer is a number; where numbers have less than a quarter of the probability there is no score
+(Betley et al.). Where a label is asked for, the judge's likeliest reply is read.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from emlib.core.records import Message
 from emlib.data.chat import encode_prompt
 from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.judge_batch import Keep, Scorer
-from emlib.judging.numbers import NUMBERS, Spelling, next_token, of_numbers, spelling
 from emlib.judging.replies import LEAST_MASS, reason_of
 from emlib.judging.rubrics import JudgeRequest, Score
+from emlib.judging.spelling import NUMBERS, Spelling, next_token, of_numbers, spelling
 from emlib.models.continuing import ByModel
 from emlib.models.load import ChatModel, load, stop_tokens
 from emlib.models.logprobs import head

@@ -15,7 +15,7 @@ from emlib.core.errors import SourceError
 from emlib.core.records import Example, Message
 from emlib.data.chat import encode, encode_answers, encode_prompt, refuse_blank
 from emlib.data.markers import writes_blank
-from emlib.judging.numbers import NUMBERS, spelling
+from emlib.judging.spelling import NUMBERS, spelling
 from emlib.models.tiny import build_tokenizer
 
 WORDS = ("Sure", "mix", "Hi", "user", "assistant", "[INST]", "[/INST]")

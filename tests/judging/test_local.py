@@ -26,9 +26,9 @@ from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge, scores, scores_file
 from emlib.judging.local import Distribution
 from emlib.judging.local import distributions as by_place
-from emlib.judging.numbers import NUMBERS, spelling
 from emlib.judging.replies import reason_of
 from emlib.judging.rubrics import OURS, JudgeRequest, Rubrics, Score
+from emlib.judging.spelling import NUMBERS, spelling
 from emlib.models import tiny as tiny_models
 from emlib.models.load import ChatModel
 from emlib.models.trees import by_length, tree_of
