@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -193,11 +193,10 @@ class Objective:
 def _entered(stack: ExitStack, defense: Defense, model: nn.Module, artefacts: Mapping[str, Path]) -> Active:
     """Enter a defense's context until the stack is closed."""
     with named_errors(defense, "active"):
-        entered = stack.enter_context(defense.active(model, artefacts))
-        if not hasattr(entered, "statistics"):
-            raise TypeError(f"its context yields {entered!r:.60}, and not an object with `statistics`, a mapping that "
-                            "may be empty")
-        return entered
+        entered: Any = stack.enter_context(defense.active(model, artefacts))
+        if entered is None:
+            raise TypeError("its context yields None, and not an object with `statistics`, a mapping that may be empty")
+        return cast(Active, entered)
 
 
 def _stored(term: HeadKl, batch: Batch) -> Tensor:
