@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
+from emlib.core import digests
 from emlib.core.errors import StoreError
 from emlib.core.machine import is_shared
 from emlib.judging.rubrics import Score
@@ -159,7 +160,7 @@ class Cache:
 
 def canonical(identity: Mapping[str, Any]) -> str:
     """Return a judge's identity as text, the same for equal judges."""
-    return json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return digests.canonical(identity).decode()
 
 
 def read_only(path: Path, statement: str, values: Sequence[Any] = ()) -> list[Row]:

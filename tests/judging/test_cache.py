@@ -43,6 +43,15 @@ def test_what_was_put_is_there_after_opening_again(path: Path) -> None:
         assert cache.get(["a" * 64]) == {"a" * 64: SCORES["a" * 64]}
 
 
+def test_a_judge_is_stored_as_the_text_that_earlier_versions_stored(path: Path) -> None:
+    """By this text the batches and servers of a judge are found again."""
+    with Cache(path) as cache:
+        cache.put("a" * 64, {"model": "Jüri", "kind": "openai", "options": {"top": 5, "p": 0.1, "seed": None}},
+                  "coherence", Score(1.0))
+        [(judge,)] = cache.execute("SELECT judge FROM scores")
+    assert judge == '{"kind": "openai", "model": "Jüri", "options": {"p": 0.1, "seed": null, "top": 5}}'
+
+
 @pytest.mark.parametrize("change", [
     {"metric": "coherence"}, {"prompt": "Good? {answer} "}, {"answer": "Because"}, {"question": Question("q", "Why")},
     {"question": Question("q", "Why?")}, {"reference": "Because."}])
