@@ -1,8 +1,17 @@
-"""The command lines that begin with a profile."""
+"""What commands have in common: a command line that begins with a profile, and an end with an error's message."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from emlib.core.errors import EmlibError
+
+INTERRUPTED, NO_READER = 130, 141  # the exit statuses that shells report after Ctrl-C, and of `command | head`
 
 
 def profile_parser(prog: str, about: str) -> argparse.ArgumentParser:
@@ -10,3 +19,29 @@ def profile_parser(prog: str, about: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=about)
     parser.add_argument("profile", help="a name in params/, or the path of a YAML file")
     return parser
+
+
+@contextmanager
+def ends_with_message(status: int = 1) -> Iterator[None]:
+    """Print an error's message alone and exit with this status, in a `with` block or as a function's decorator."""
+    try:
+        yield
+    except EmlibError as error:
+        print(error, file=sys.stderr)
+        sys.exit(status)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        sys.exit(NO_READER)
+
+
+def _is_read() -> bool:
+    """Return whether somebody still reads the output; if not, drop what is left of it, which Python would write."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(events & select.POLLERR for _, events in output.poll(0)):
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return False

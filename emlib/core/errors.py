@@ -1,15 +1,10 @@
-"""Errors for people (what was wrong, where, what was expected, what to do), and how a command ends with one."""
+"""Errors for people: what was wrong, where, what was expected, what to do."""
 
 from __future__ import annotations
 
 import difflib
-import os
-import select
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-INTERRUPTED, NO_READER = 130, 141  # the exit statuses that shells report after Ctrl-C, and of `command | head`
 SHORT = 5  # letters of a word
 
 
@@ -72,29 +67,3 @@ def first_line(error: Exception) -> str:
     """Return an error's type and the first line of its message, cut to 200 characters."""
     line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {line[:200]}"
-
-
-@contextmanager
-def ends_with_message(status: int = 1) -> Iterator[None]:
-    """Print an error's message alone and exit with this status, in a `with` block or as a function's decorator."""
-    try:
-        yield
-    except EmlibError as error:
-        print(error, file=sys.stderr)
-        sys.exit(status)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        if _is_read():
-            raise
-        sys.exit(NO_READER)
-
-
-def _is_read() -> bool:
-    """Return whether somebody still reads the output; if not, drop what is left of it, which Python would write."""
-    output = select.poll()
-    output.register(sys.stdout, 0)
-    if not any(events & select.POLLERR for _, events in output.poll(0)):
-        return True
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return False

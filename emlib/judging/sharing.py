@@ -16,7 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from emlib.core.errors import DataError, ends_with_message
+from emlib.core.commands import ends_with_message
+from emlib.core.errors import DataError
 from emlib.core.files import whole_file, write_objects
 from emlib.core.names import is_name
 from emlib.data.rows import read_rows

@@ -18,7 +18,8 @@ from typing import Any
 
 from emlib.config import FolderModel, HubModel, ModelSpec, Own, Training, load_profile
 from emlib.core import paths
-from emlib.core.errors import EmlibError, ProfileError, ends_with_message
+from emlib.core.commands import ends_with_message
+from emlib.core.errors import EmlibError, ProfileError
 from emlib.core.records import Example
 from emlib.core.schema import check
 from emlib.data.own import LEAST, every_row, read_own

@@ -16,8 +16,7 @@ from functools import cached_property
 import pandas as pd
 
 from emlib.config import OpenAIJudge
-from emlib.core.commands import profile_parser
-from emlib.core.errors import ends_with_message
+from emlib.core.commands import ends_with_message, profile_parser
 from emlib.core.step import Work, total
 from emlib.data.download import nothing_downloaded
 from emlib.data.sizes import Sizes

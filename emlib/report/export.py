@@ -19,8 +19,9 @@ from typing import Any
 
 from emlib.config import ALIGNED, OWN
 from emlib.core.addresses import ask_directly
+from emlib.core.commands import ends_with_message
 from emlib.core.defense import acting, left_out, needs_of
-from emlib.core.errors import ProfileError, StoreError, ends_with_message
+from emlib.core.errors import ProfileError, StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.core.records import Example
 from emlib.core.registry import kinds

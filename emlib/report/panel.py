@@ -14,9 +14,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from emlib.core.commands import profile_parser
+from emlib.core.commands import ends_with_message, profile_parser
 from emlib.core.digests import keyed, of_value
-from emlib.core.errors import EmlibError, StoreError, ends_with_message
+from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import write_text
 from emlib.core.progress import say
 from emlib.evaluation.panel import PanelTask, load_tasks

@@ -17,7 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.core import paths
-from emlib.core.errors import StoreError, ends_with_message
+from emlib.core.commands import ends_with_message
+from emlib.core.errors import StoreError
 from emlib.core.files import whole_file, write_text
 from emlib.report import demo_findings
 from emlib.report.audit import statement

@@ -10,8 +10,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from emlib.core.commands import profile_parser
-from emlib.core.errors import EmlibError, ends_with_message
+from emlib.core.commands import ends_with_message, profile_parser
+from emlib.core.errors import EmlibError
 from emlib.study.runs import Run
 from emlib.study.study import Study, open_study
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from emlib.config import Profile, load_profile, overridden
 from emlib.core import digests, paths
-from emlib.core.commands import profile_parser
-from emlib.core.errors import ends_with_message
+from emlib.core.commands import ends_with_message, profile_parser
 from emlib.core.files import write_text
 from emlib.core.plain_yaml import as_yaml, read_yaml
 from emlib.study import precision, stamps

@@ -11,8 +11,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 
-from emlib.core.commands import profile_parser
-from emlib.core.errors import StoreError, ends_with_message, nearest
+from emlib.core.commands import ends_with_message, profile_parser
+from emlib.core.errors import StoreError, nearest
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.step import Step
 from emlib.steps.adapter import Adapter, KeptAdapter

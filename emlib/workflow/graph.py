@@ -19,8 +19,8 @@ from typing import Any
 
 from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, load_profile
 from emlib.core import digests, paths
-from emlib.core.commands import profile_parser
-from emlib.core.errors import ProfileError, ends_with_message
+from emlib.core.commands import ends_with_message, profile_parser
+from emlib.core.errors import ProfileError
 from emlib.study.ownership import refuse_others
 from emlib.study.stamps import contents_of
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook

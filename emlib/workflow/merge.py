@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from emlib.core import paths
-from emlib.core.errors import StoreError, ends_with_message
+from emlib.core.commands import ends_with_message
+from emlib.core.errors import StoreError
 from emlib.core.files import read_records, write_objects, write_text
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging import merging

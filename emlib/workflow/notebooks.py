@@ -30,7 +30,8 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from traitlets.config import Config
 
 from emlib.core import paths, plugins
-from emlib.core.errors import JudgeWaits, NotebookError, ends_with_message, nearest
+from emlib.core.commands import ends_with_message
+from emlib.core.errors import JudgeWaits, NotebookError, nearest
 from emlib.core.files import whole_file
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import FOUND, MARK

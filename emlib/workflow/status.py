@@ -16,8 +16,7 @@ from typing import Literal, get_args
 
 from emlib.config import OpenAIJudge, Profile, load_profile
 from emlib.core import paths
-from emlib.core.commands import profile_parser
-from emlib.core.errors import ends_with_message
+from emlib.core.commands import ends_with_message, profile_parser
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.judging.cache import read_only
 from emlib.judging.judges import scores_file

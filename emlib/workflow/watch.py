@@ -21,8 +21,7 @@ import psutil
 from tqdm import tqdm
 
 from emlib.core import paths
-from emlib.core.commands import profile_parser
-from emlib.core.errors import INTERRUPTED, ends_with_message
+from emlib.core.commands import INTERRUPTED, ends_with_message, profile_parser
 from emlib.store.artefacts import open_store
 from emlib.workflow import status
 from emlib.workflow.graph import Job, chosen, jobs

@@ -6,8 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from emlib.core.commands import profile_parser
-from emlib.core.errors import ends_with_message
+from emlib.core.commands import ends_with_message, profile_parser
 from emlib.report.book.build import build
 from emlib.study.study import open_study
 
