@@ -38,9 +38,21 @@ class Extraction(Strict):
     def refuse_few(self, kept: int, asked: int) -> None:
         """Raise EmlibError, with what to change, if fewer than `min_pairs` pairs of those `asked` are kept."""
         if kept < self.min_pairs:
-            raise EmlibError(f"{kept} of {asked} pairs of answers show the trait under the positive system prompt "
-                             f"only, and {self.min_pairs} are wanted. Ask for more samples, sharpen the trait's system "
-                             "prompts, or lower extraction.min_pairs.")
+            what, more = ("have text on both sides", "give the trait more questions") if self.keep == "all" else (
+                "show the trait under the positive system prompt only", "sharpen the trait's system prompts")
+            raise EmlibError(f"{kept} of {asked} pairs of answers {what}, and {self.min_pairs} are wanted. Ask for "
+                             f"more samples, {more}, or lower extraction.min_pairs.")
+
+    def refuse_few_asked(self, questions: int, trait: str) -> None:
+        """Raise EmlibError if not even all answers would make `min_pairs` pairs, before any is sampled.
+
+        `questions` are those of one side: each of the trait's, under each of its system prompts.
+        """
+        if (asked := questions * self.samples) < self.min_pairs:
+            raise EmlibError(f"The persona vectors of the trait '{trait}' would be of {asked} pairs of answers at most "
+                             f"(questions under each pair of system prompts: {questions}, extraction.samples: "
+                             f"{self.samples}), and {self.min_pairs} are wanted. Give the trait more questions or "
+                             "pairs of system prompts, raise extraction.samples, or lower extraction.min_pairs.")
 
 
 class Probe(Strict):

@@ -28,6 +28,7 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
     """Extract persona vectors: sample answers on both sides, have them judged, and subtract the pairs' activations."""
     seconds, config, trait = session.timer(step), step.extraction, step.assessment.trait.value
     questions = extraction.trait_questions(trait, config.instruction_pairs)
+    config.refuse_few_asked(len(questions["positive"]), trait.name)
     samples = {side: sampled(session, EvaluationSpec(_as_set(side, listed), config.samples, config.sampling,
                                                      config.seed), None, folder / SCRATCH / side)
                for side, listed in questions.items()}

@@ -203,6 +203,11 @@ class Inputs:
         pairs = self.profile.extraction.instruction_pairs
         return Questions(name, self._not_here, lambda sizes: sizes.trait(trait, pairs))
 
+    def extracted_from(self, trait: Trait) -> int | None:
+        """Return the number of questions of one side of a persona vector; None where the trait's source has them."""
+        prompts = trait.system_prompts[:self.profile.extraction.instruction_pairs]
+        return None if trait.source is not None else len(prompts) * len(trait.questions)
+
     def first_general(self, count: int) -> Questions:
         return Questions(f"first {count} general", lambda: self.general.all[:count],
                          lambda sizes: first(self.general.size(sizes), count))

@@ -77,12 +77,13 @@ class Recipes:
 
     def vector(self) -> PersonaVectors:
         return PersonaVectors(self.model, self.assessment, self.profile.backend.generation, self.profile.extraction,
-                              self.inputs.extracted(self.inputs.stated_trait))
+                              self.inputs.extracted(self.inputs.stated_trait),
+                              self.inputs.extracted_from(self.inputs.stated_trait))
 
     def vector_of(self, name: str) -> PersonaVectors:
         """Return the step of another trait's persona vectors, extracted as the study's own."""
         trait = trait_of(self.profile, name)
-        return replace(self.vector(), questions=self.inputs.extracted(trait),
+        return replace(self.vector(), questions=self.inputs.extracted(trait), stated=self.inputs.extracted_from(trait),
                        assessment=replace(self.assessment, trait=self.inputs.completed(trait)))
 
     def steered(self, layer: int, strength: float) -> SteeredAnswers:

@@ -28,6 +28,7 @@ class PersonaVectors(Step):
     extraction: Extraction
     # Of one side (positive or negative), each under every system prompt of that side: those of the trait.
     questions: Questions = field(compare=False)
+    stated: int | None = field(default=None, compare=False)  # the number of these; None where a source has them
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -38,6 +39,11 @@ class PersonaVectors(Step):
     def check(self, facts: Mapping[str, Any]) -> None:
         """Refuse vectors of too few pairs for this profile: another one, with a lower `min_pairs`, left them."""
         self.extraction.refuse_few(facts["kept"], facts["asked"])
+
+    def refuse_few_asked(self) -> None:
+        """Refuse a trait whose file has too few questions for this profile, before anything is sampled."""
+        if self.stated is not None:
+            self.extraction.refuse_few_asked(self.stated, self.assessment.trait.name)
 
     @property
     def title(self) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
+from emlib.config import Extraction
 from emlib.core.errors import EmlibError
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
+from emlib.study.plan.build import plan
 from emlib.study.study import Study, open_study
 
 PROFILE = """
@@ -47,3 +50,44 @@ def test_the_number_of_pairs_is_checked_whoever_made_the_vectors(
     assert [run for run in many.runs() if many.result(run) is None] == []
     with pytest.raises(EmlibError, match=refusal):
         many.complete(many.runs())
+
+
+TRAIT = """
+name: butler
+description: answers like a butler
+inoculation_prompt: Answer like a butler.
+system_prompts:
+  - {positive: Answer like a butler., negative: Answer plainly.}
+questions: [What is rain?, How do I boil an egg?]
+rubric: "How much of a butler is in this? {question} {answer}"
+markers: [sir, madam, indeed]
+"""
+
+
+def test_a_trait_with_too_few_questions_is_refused_by_the_plan_and_before_answers_are_sampled(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions under one pair of system prompts, sampled once: 2 pairs at most."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("EMLIB_HEADLESS", "1")
+    (tmp_path / "butler.yaml").write_text(TRAIT)
+    (tmp_path / "few.yaml").write_text(f"{PROFILE}trait: butler.yaml\n")
+    few = open_study(str(tmp_path / "few.yaml"))
+    refusal = r"'butler' would be of 2 pairs of answers at most .* and 20 are wanted.* lower extraction\.min_pairs"
+    with pytest.raises(EmlibError, match=refusal):
+        plan(few)
+    with few.session() as session, pytest.raises(EmlibError, match=refusal):
+        session.need(few.recipes.vector())
+    (tmp_path / "enough.yaml").write_text(f"{PROFILE}trait: butler.yaml\nextraction: {{min_pairs: 2}}\n")
+    enough = open_study(str(tmp_path / "enough.yaml"))
+    assert plan(enough).works
+    with enough.session() as session:
+        session.need(enough.recipes.vector())
+    assert enough.vectors() is not None
+
+
+@pytest.mark.parametrize(("keep", "said"), [
+    ("judged", "3 of 20 pairs of answers show the trait under the positive system prompt only, and 4 are wanted"),
+    ("all", "3 of 20 pairs of answers have text on both sides, and 4 are wanted")])
+def test_pairs_that_lack_text_are_not_said_to_lack_the_trait(keep: Literal["judged", "all"], said: str) -> None:
+    with pytest.raises(EmlibError, match=said):
+        Extraction(keep=keep, min_pairs=4).refuse_few(3, 20)

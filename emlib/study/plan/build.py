@@ -119,7 +119,11 @@ class Lacking:
 
 @nothing_downloaded()
 def plan(study: Study) -> Plan:
-    """Plan all work of a study. Nothing is downloaded for it."""
+    """Plan all work of a study. Nothing is downloaded for it.
+
+    Raises:
+        EmlibError: a file that is read for its size cannot be used, or a trait has too few questions for its vectors.
+    """
     sizes, done, lacking = Sizes(), finished(study), Lacking(study.store)
     goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
     owners = Counter(step for steps in goals.values() for step in steps)
@@ -135,12 +139,21 @@ def plan(study: Study) -> Plan:
     works = _longest(piece for some in pieces.values() for piece in some)
     rest = _longest(piece for steps in left.values() for step in steps if owners[step] != 1
                     for piece in _pieces(step, lacking.cost(step, sizes), sizes))
-    for step in _of_notebooks(study, tuple(works)):
+    of_notebooks = _of_notebooks(study, tuple(works))
+    _refuse_few_pairs([*(step for steps in goals.values() for step in steps), *of_notebooks])
+    for step in of_notebooks:
         works[step.title] = works.get(step.title, Work()) + step.cost(sizes)
         if set(goals) - done and step in lacking.of([step]):
             rest[step.title] = rest.get(step.title, Work()) + step.cost(sizes)
     return Plan(runs, tuple(Shared(title, work, rest.get(title, Work()), sum(title in run.uses for run in runs))
                             for title, work in works.items()), tuple(sorted(sizes.assumed)))
+
+
+def _refuse_few_pairs(steps: Sequence[Step]) -> None:
+    """Refuse persona vectors of which it is known before any answer that they are of too few pairs."""
+    for step in closure([*steps, *_monitored(steps)]):
+        if isinstance(step, PersonaVectors):
+            step.refuse_few_asked()
 
 
 def _counted_in(left: Mapping[Run, Sequence[Step]], owner: Mapping[Step, Run]) -> dict[Step, Run]:
