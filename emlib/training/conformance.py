@@ -7,6 +7,7 @@ model, also after an exception.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,8 @@ def _gradient(bench: Bench) -> str:
             ends.append(defense.factor * step(model, batches, objective)[0][defense.kind])
             _move(weights, -side * 1e-2 * direction)
     slope = (ends[0] - ends[1]) / 2e-2
+    _require(math.isfinite(norm) and math.isfinite(slope), f"the penalty of '{defense.kind}' or its gradient is not "
+             f"finite: its gradient's norm is {norm:.4g}, and a finite difference along it {slope:.4g}")
     _require(norm > 0 or slope != 0, "the penalty has no gradient and does not change with the weights on the rows of "
              "this check: with these options it may do nothing")
     _require(abs(slope - norm) <= SECANT * max(abs(slope), norm),

@@ -230,3 +230,9 @@ def test_a_penalty_that_is_not_finite_is_named(cls: type[Defense], words: str, t
         bench.train("run", bench.defense)
     assert "learning_rate" not in str(caught.value)
     assert "log so far" not in str(caught.value)
+
+
+def test_check_names_a_penalty_that_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emlib.training.conformance.kinds", lambda: {"nan_loss": Nan})
+    with pytest.raises(NonconformingDefense, match="'nan_loss' or its gradient is not finite"):
+        check(Nan)
