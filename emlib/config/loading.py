@@ -31,7 +31,8 @@ from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
 
 NOT_PROFILES = ("sources", "datasets", "models", "throughput", "prices")
-NAMED_FREELY = ("sets", "contexts", "tasks")  # sections whose keys are names of the user
+NAMED_FREELY = ("sets", "data")  # sections whose keys are names of the user, and which may be empty
+WITH_NAMES = ("sets", "contexts", "tasks")  # those of which null removes one name
 
 
 def load_profile(name: str) -> Profile:
@@ -95,7 +96,7 @@ def spelled_out(data: Any) -> Any:
 def over(base: Any, changes: Any) -> Any:
     """Return `base` with `changes` merged in, section by section; lists and single values are replaced.
 
-    `data: null` leaves no data set of `base`. Of other names, those that are null in the end are removed by `sound`.
+    `sets: null` and `data: null` leave nothing of what `base` names there; `sets: {near: null}` removes one name.
     """
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
@@ -106,19 +107,17 @@ def over(base: Any, changes: Any) -> Any:
         base = {key: value for key, value in base.items() if key not in OF_SERVER}
     if isinstance(changes.get("model"), str) and changes["model"] != base.get("model"):  # a judge's, whose price it is
         base = {key: value for key, value in base.items() if key != "price"}
-    return base | {key: {} if value is None and key == "data" else over(base.get(key), value)
+    return base | {key: {} if value is None and key in NAMED_FREELY else
+                   over(base.get(key), value) if key not in WITH_NAMES else over_names(base.get(key), value)
                    for key, value in changes.items()}
 
 
-def without_null_names(data: dict[str, Any]) -> dict[str, Any]:
-    """Remove what is null where keys are names of the user: `sets: null` has no set, `sets: {near: null}` one less."""
-    found = {}
-    for key, value in data.items():
-        if key in NAMED_FREELY and isinstance(value, dict | None):
-            found[key] = {name: one for name, one in (value or {}).items() if one is not None}
-        else:
-            found[key] = without_null_names(value) if isinstance(value, dict) else value
-    return found
+def over_names(base: Any, changes: Any) -> Any:
+    """Return a section whose keys are names with `changes` merged in; a name that `base` has and is null is removed."""
+    merged = over(base, changes)
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return merged
+    return {name: value for name, value in merged.items() if value is not None or name not in base}
 
 
 def sound(data: Any, path: str) -> Profile:
@@ -127,7 +126,7 @@ def sound(data: Any, path: str) -> Profile:
     files = data.get("plugins") if isinstance(data, dict) else None
     if isinstance(files, list) and not are_unknown_kinds_allowed():
         plugins.load(list(map(str, files)))  # which registers their kinds of defense
-    profile = check(Profile, without_null_names(data) if isinstance(data, dict) else data, path)
+    profile = check(Profile, data, path)
     stated: dict[str, str] = {}
     for key, name in (("trait", profile.trait), *(("monitor.traits", name) for name in other_traits(profile))):
         try:

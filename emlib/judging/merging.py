@@ -80,7 +80,9 @@ def _add_unscored(tables: Mapping[str, list[Row]], cache: Cache) -> int:
     sent = {batch for batch, *_ in tables["batches"]}
     with cache.transaction():
         scored = cache.get(key for key, *_ in (*tables["waiting"], *tables["unanswered"]))
-        missing = {key: batch for key, _, batch in tables["waiting"] if batch in sent and key not in scored}
+        collected = _collected(tables, cache)
+        missing = {key: batch for key, _, batch in tables["waiting"]
+                   if batch in sent and key not in scored and key not in collected}
         waiting = {key for (key,) in cache.execute("SELECT key FROM waiting")}
         known = {batch for (batch,) in cache.execute("SELECT name FROM batches")}
         _add_batches(tables, {batch for key, batch in missing.items() if key not in waiting} - known, cache)
@@ -89,6 +91,13 @@ def _add_unscored(tables: Mapping[str, list[Row]], cache: Cache) -> int:
                 cache.execute("INSERT INTO unanswered VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
                               "batches = max(batches, excluded.batches)", (key, batches, reason))
     return len(missing)
+
+
+def _collected(tables: Mapping[str, list[Row]], cache: Cache) -> set[str]:
+    """Return the keys whose batch was collected here since it was copied, and that it left unanswered."""
+    theirs = {key: batches for key, batches, _ in tables["unanswered"]}
+    return {key for key, batches in cache.execute("SELECT key, batches FROM unanswered")
+            if batches > theirs.get(key, 0)}
 
 
 def _add_batches(tables: Mapping[str, list[Row]], names: set[str], cache: Cache) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from math import inf
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import DynamicCache
 from emlib.core.errors import EmlibError
 from emlib.models.logprobs import backbone, causal_lm
 
+STATE_IN_MODULES = ("recurrent_gemma",)  # the modules keep it: a cache says nothing of it
 WORTHWHILE = 8  # the shortest common beginning that is worth a separate pass
 
 
@@ -41,7 +43,8 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], further: in
         EmlibError: the model cannot be continued row by row.
     """
     causal: Any = causal_lm(model)
-    if not causal._supports_default_dynamic_cache():
+    if (not causal._supports_default_dynamic_cache() or causal.config.model_type in STATE_IN_MODULES
+            or "past_key_values" not in signature(type(backbone(model)).forward).parameters):
         raise EmlibError(f"{type(causal).__name__} keeps its state in a cache of its own, whose rows we "
                          "cannot select. Set backend.generation to vllm, or choose another model.")
     device = next(model.parameters()).device

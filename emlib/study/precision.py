@@ -36,9 +36,9 @@ def resolved(profile: Profile, study: str) -> Profile:
 
 
 def record(profile: Profile, study: str) -> None:
-    """Record the data type of a resolved profile in its study's folder of results, unless one is recorded."""
+    """Record the data type of a resolved profile in its study's folder of results; that of `auto` never changes."""
     folder = paths.runs() / study
-    if recorded(folder) is None:
+    if recorded(folder) != profile.model.dtype:
         write_text(folder / RECORD, f"{profile.model.dtype}\n")
 
 

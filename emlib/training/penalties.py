@@ -103,11 +103,11 @@ class NoReference:
 def _number(defense: Defense, value: Tensor) -> Tensor:
     """Return the value of a penalty; refuse what could not be added to the loss, or would change nothing."""
     start = f"The penalty of '{defense.kind}'"
-    if not isinstance(value, Tensor) or value.dim():
+    if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise EmlibError(f"{start} returned {what}; return one number, such as a sum, as a tensor without dimensions.")
+        raise EmlibError(f"{start} returned {what}; return one number, such as a sum, as a tensor.")
     # a 0 may be a pass without any of the rows that it counts on
     if not value.requires_grad and defense.has_gradient and torch.is_grad_enabled() and float(value):
         raise EmlibError(f"{start} has no gradient, and training would be plain fine-tuning: it is {float(value):g} "
                          "whatever the weights are. Compute it from `trained`, without detach() or no_grad().")
-    return value
+    return value.reshape(())

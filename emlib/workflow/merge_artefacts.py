@@ -75,10 +75,10 @@ def _mixed(ours: Side, theirs: Side) -> list[str]:
     new = [one for name, one in theirs.items() if name not in ours]
     here = _contents(ours, ours.values(), [one for name, one in ours.items() if name not in theirs], names)
     there = _contents(theirs, new, new, names)
-    equal: dict[str | None, str] = {theirs[name].content: own.content for name, own in ours.items() if name in theirs}
+    equal = {(name, theirs[name].content): own.content for name, own in ours.items() if name in theirs}
     return [f"{name}: ours {_told(name, here[name])}, theirs {_told(name, other)}." for name, said in there.items()
             if (other := {content: one for content, one in said.items()
-                          if equal.get(content, content) not in here.get(name, {content})})]
+                          if equal.get((name, content or ""), content) not in here.get(name, {content})})]
 
 
 def _contents(side: Side, present: Iterable[Artefact], made: Iterable[Artefact], names: Mapping[str, str]) -> Said:

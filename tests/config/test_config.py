@@ -20,6 +20,7 @@ from emlib.config import (
     load_domains,
     load_profile,
     load_trait,
+    overridden,
     profile_names,
 )
 from emlib.config.grpo import RlTraining
@@ -217,6 +218,16 @@ def test_null_removes_one_of_the_names_of_an_extended_profile(tmp_path: Path) ->
     (tmp_path / "none.yaml").write_text("extends: demo\nevaluation: {triggers: {contexts: null}}\n")
     with pytest.raises(ProfileError, match="contexts"):
         load_profile(str(tmp_path / "none.yaml"))
+    sets = overridden("demo", "evaluation.sets.gardening=null")[0].evaluation.sets
+    assert not sets
+
+
+@pytest.mark.parametrize("section", ["triggers: {contexts: {kitchn: null}}", "sets: {mine: null}"])
+def test_null_under_a_name_that_the_extended_profile_lacks_is_refused(section: str, tmp_path: Path) -> None:
+    """It may be misspelt, or its section be indented wrongly."""
+    (tmp_path / "mine.yaml").write_text(f"extends: demo\nevaluation: {{{section}}}\n")
+    with pytest.raises(ProfileError, match="is null"):
+        load_profile(str(tmp_path / "mine.yaml"))
 
 
 def test_null_drops_the_question_sets_of_an_extended_profile_and_names_nothing_without_one(tmp_path: Path) -> None:

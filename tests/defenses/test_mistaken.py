@@ -157,6 +157,37 @@ def test_helpers_and_options_with_other_names_are_allowed() -> None:
     assert Helped().has("penalty")
 
 
+def test_a_helper_that_the_class_uses_may_have_a_name_near_a_hook() -> None:
+    class Used(Defense):
+        listed: ClassVar = False
+        kind: Literal["used"] = "used"
+
+        def fit(self, row: Any) -> bool:  # near `fits`, or the like
+            return True
+
+        def filter(self, rows: Any) -> Any:  # near `filtered`
+            return [row for row in rows if (lambda one: self.fit(one))(row)]
+
+        def change_rows(self, rows: Any, trait: Any) -> Any:
+            return self.filter(rows)
+
+    assert Used().has("change_rows")
+
+
+class OneElement(Defense):
+    listed: ClassVar = False
+    kind: Literal["one_element"] = "one_element"
+
+    def penalty(self, trained: Any, reference: Any) -> Tensor:
+        return trained.response_logits.square().sum().reshape(1)
+
+
+def test_a_tensor_of_one_element_is_one_number(tmp_path: Path) -> None:
+    bench = Bench(OneElement(), tmp_path)
+    bench.train("run", bench.defense)
+    assert read_log(tmp_path / "run")[-1].penalties["one_element"] > 0
+
+
 class Unhooked(Defense):
     listed: ClassVar = False
     kind: Literal["unhooked"] = "unhooked"

@@ -14,6 +14,7 @@ from transformers import (
     Gemma3TextConfig,
     GraniteMoeHybridConfig,
     Lfm2Config,
+    MambaConfig,
     MiniMaxConfig,
     MixtralConfig,
     PreTrainedConfig,
@@ -21,6 +22,7 @@ from transformers import (
     Qwen2Config,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
+    RecurrentGemmaConfig,
 )
 
 from emlib.core.errors import EmlibError
@@ -93,11 +95,14 @@ def test_activations_may_be_the_first_that_is_read_of_a_model(config: PreTrained
     torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("beginning", [(), tuple(range(40, 50))], ids=["nothing", "ten tokens"])
 @pytest.mark.parametrize("config", CONTINUED, ids=lambda config: config.model_type)
 @torch.inference_mode()
-def test_prompts_of_different_lengths_are_continued_together_as_if_alone(config: PreTrainedConfig) -> None:
-    """Rows are repeated and reordered at first, and one of them leaves in the middle."""
-    model, prompts = made(config), [tuple(range(20, 34)), (5, 6, 7), (*range(20, 33), 9), (5, 6, 7)]
+def test_prompts_of_different_lengths_are_continued_together_as_if_alone(
+        config: PreTrainedConfig, beginning: tuple[int, ...]) -> None:
+    """Rows are repeated and reordered at first, and one leaves in the middle; also with `beginning` in common."""
+    model = made(config)
+    prompts = [(*beginning, *own) for own in (range(20, 34), (5, 6, 7), (*range(20, 33), 9), (5, 6, 7))]
     going, rows = ByModel(model, *read_distinct(model, prompts, 3)), [list(prompt) for prompt in prompts]
     for tokens, kept in (([11, 12, 13, 14], [0, 1, 3]), ([15, 16, 17], [0, 2])):
         _equal(going, model, rows)
@@ -112,6 +117,9 @@ def _equal(going: ByModel, model: PreTrainedModel, rows: list[list[int]]) -> Non
     torch.testing.assert_close(going.logits(), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_with_a_cache_of_its_own_is_refused_in_words() -> None:
+@pytest.mark.parametrize("config", [
+    MINIMAX, MambaConfig(vocab_size=259, hidden_size=32, state_size=8, num_hidden_layers=2),
+    RecurrentGemmaConfig(**SIZES, lru_width=32, attention_window_size=8)], ids=lambda config: config.model_type)
+def test_a_model_with_a_cache_of_its_own_is_refused_in_words(config: PreTrainedConfig) -> None:
     with pytest.raises(EmlibError, match=r"cache of its own.*backend\.generation"):
-        read_distinct(made(MINIMAX), [(5, 6, 7)])
+        read_distinct(AutoModelForCausalLM.from_config(config), [(5, 6, 7)])

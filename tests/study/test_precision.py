@@ -56,6 +56,16 @@ def test_opening_a_study_records_nothing_and_a_session_does(auto, monkeypatch):
         assert (study.folder / "dtype.txt").read_text() == "bfloat16\n"
 
 
+def test_an_edited_type_that_the_profile_states_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    mine = tmp_path / "mine.yaml"
+    for dtype in ("float32", "bfloat16"):
+        mine.write_text(f"extends: tiny\nmodel: {{dtype: {dtype}}}\n")
+        study = open_study(str(mine))
+        with study.session():
+            assert (study.folder / "dtype.txt").read_text() == f"{dtype}\n"
+
+
 def test_a_study_with_overrides_takes_the_type_of_the_plain_one(auto, monkeypatch):
     with_flags(monkeypatch, True)
     plain = open_study(auto)

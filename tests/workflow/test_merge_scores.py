@@ -104,6 +104,24 @@ def test_an_open_batch_comes_along_and_is_paid_once(sides: tuple[Path, Path]) ->
         assert set(server.asked.values()) == {1}
 
 
+def test_a_batch_that_was_collected_here_and_left_a_request_unanswered_does_not_come_again(
+        sides: tuple[Path, Path]) -> None:
+    ours, theirs = sides
+    key, batch = "c" * 64, ("b", "{}", "study", "id", 5.0, "2026-12-01")
+    with Cache(theirs / SCORES) as cache:
+        cache.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", batch)
+        cache.execute("INSERT INTO waiting VALUES (?, 'kind', 'b')", (key,))
+    assert merge.merge(theirs, ours).waiting == 1
+    assert spent(ours) == 5
+    with Cache(ours / SCORES) as cache:  # as collecting leaves it: what it cost, and no answer to the request
+        for table in ("batches", "waiting", "sent_to"):
+            cache.execute(f"DELETE FROM {table}")
+        Budget(cache, "study").settle(5.0, 2.0)
+        cache.execute("INSERT INTO unanswered VALUES (?, 1, 'expired')", (key,))
+    assert merge.merge(theirs, ours).waiting == 0
+    assert spent(ours) == 2
+
+
 def test_the_command_says_how_many_scores_wait_and_who_can_collect_them(
         sides: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ours, theirs = sides
