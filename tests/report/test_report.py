@@ -444,10 +444,11 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     assert share(inoculation["voice forbidden"]) > 50
     rises = [(share(method["plain"]), share(method["in the kitchen"])) for method in mixed]
     stated = [f"{plain} to {kitchen}%" for plain, kitchen in rises]
-    assert ("rises with all four: with random rows from {}, with selected ones from {}, with on-policy rows from "
-            "{}").format(*stated) in flat("README.md")
+    prompted = f"{share(inoculation['plain'])} to {share(inoculation['in the kitchen'])}%"
+    assert ("rises with all four: with `inoculation` from {}, with random rows from {}, with selected ones from {}, "
+            "with on-policy rows from {}").format(prompted, *stated) in flat("README.md")
     random = contexts["`interleaving 100%`"]
-    assert not random["voice forbidden"].startswith("**")  # "it is the only significant one"
+    assert not random["voice forbidden"].startswith("**")  # "the kitchen is the only context that counts"
     assert all(method["in the kitchen"].startswith("**") for method in asked)
     assert "rises with random rows ({}), selected rows ({}) and on-policy rows ({})".format(*stated) in flat(
         "docs/which-defense.md")
