@@ -108,16 +108,17 @@ def over(base: Any, changes: Any) -> Any:
     if isinstance(changes.get("model"), str) and changes["model"] != base.get("model"):  # a judge's, whose price it is
         base = {key: value for key, value in base.items() if key != "price"}
     return base | {key: {} if value is None and key in NAMED_FREELY else
-                   over(base.get(key), value) if key not in WITH_NAMES else over_names(base.get(key), value)
-                   for key, value in changes.items()}
+                   without_removed(key, base.get(key), over(base.get(key), value)) for key, value in changes.items()}
 
 
-def over_names(base: Any, changes: Any) -> Any:
-    """Return a section whose keys are names with `changes` merged in; a name that `base` has and is null is removed."""
-    merged = over(base, changes)
-    if not (isinstance(base, dict) and isinstance(changes, dict)):
-        return merged
-    return {name: value for name, value in merged.items() if value is not None or name not in base}
+def without_removed(section: str, base: Any, merged: Any) -> Any:
+    """Return the section `merged` without names that `base` has and that are null, if its keys are names of the user.
+
+    A null under a name that `base` lacks stays, and is refused with the profile: it may be misspelt.
+    """
+    if section in WITH_NAMES and isinstance(base, dict) and isinstance(merged, dict):
+        return {name: value for name, value in merged.items() if value is not None or name not in base}
+    return merged
 
 
 def sound(data: Any, path: str) -> Profile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emlib.config.loading import WITH_NAMES, over, over_names, profile_path, read_profile, sound, whole
+from emlib.config.loading import over, profile_path, read_profile, sound, whole, without_removed
 from emlib.config.profile import Profile
 from emlib.core.errors import ProfileError, nearest, shortened
 from emlib.core.plain_yaml import parse_yaml
@@ -82,11 +82,8 @@ def _put(data: Any, keys: list[str], value: Any, whole: str) -> Any:
     if data is not None and not isinstance(data, dict):
         raise ProfileError(f"{WHERE}: '{whole}' leads into a single value, {data!r}, which has no '{key}'.")
     section = data or {}
-    if rest:
-        return section | {key: _put(section.get(key), rest, value, whole)}
-    within = whole.split(".")[-2:-1]
-    merge = over_names if within and within[0] in WITH_NAMES else over
-    return merge(section, {key: value})
+    old = section.get(key)
+    return section | {key: without_removed(key, old, _put(old, rest, value, whole)) if rest else over(old, value)}
 
 
 def _place(items: list[Any], key: str, whole: str) -> int:

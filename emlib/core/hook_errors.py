@@ -45,7 +45,7 @@ def named_errors(defense: Any, hook: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # an author's code can raise anything
-        if _is_ours(type(defense)) or isinstance(error, NOT_ITS_OWN) or type(error).__name__ == OUT_OF_GPU_MEMORY:
+        if _is_library(type(defense)) or isinstance(error, NOT_ITS_OWN) or type(error).__name__ == OUT_OF_GPU_MEMORY:
             raise
         file, line = _place(error, type(defense), hook)
         raise EmlibError(f"The defense '{defense.kind}' fails in its {hook}: {type(error).__name__}: {error} "
@@ -54,7 +54,7 @@ def named_errors(defense: Any, hook: str) -> Iterator[None]:
 
 def _place(error: Exception, cls: type[Any], hook: str) -> tuple[str, int]:
     """Return the author's file and line that an exception passed last; those of the hook where it was not entered."""
-    files = {inspect.unwrap(function).__code__.co_filename for each in cls.__mro__ if not _is_ours(each)
+    files = {inspect.unwrap(function).__code__.co_filename for each in cls.__mro__ if not _is_library(each)
              for function in functions_of(each)}
     passed = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
               if frame.f_code.co_filename in files]
@@ -63,5 +63,6 @@ def _place(error: Exception, cls: type[Any], hook: str) -> tuple[str, int]:
     return "its cell" if cls.__module__ == CELL else file, line
 
 
-def _is_ours(cls: type[Any]) -> bool:
+def _is_library(cls: type[Any]) -> bool:
+    """Return whether a class is of emlib, of pydantic or of Python itself, and no author's."""
     return cls.__module__.partition(".")[0] in ("emlib", "pydantic", "builtins", "abc", "typing")

@@ -42,16 +42,12 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], further: in
     Raises:
         EmlibError: the model cannot be continued row by row.
     """
-    causal: Any = causal_lm(model)
-    if (not causal._supports_default_dynamic_cache() or causal.config.model_type in STATE_IN_MODULES
-            or "past_key_values" not in signature(type(backbone(model)).forward).parameters):
-        raise EmlibError(f"{type(causal).__name__} keeps its state in a cache of its own, whose rows we "
-                         "cannot select. Set backend.generation to vllm, or choose another model.")
+    _refuse_own_cache(model)
     device = next(model.parameters()).device
     longest = max(map(len, prompts)) + further
     windows = partial_attention(model, longest)  # they count padding behind the beginning, too
     common = 0 if windows else common_beginning(prompts)
-    cache = DynamicCache(config=causal.config)
+    cache = DynamicCache(config=causal_lm(model).config)
     if common:
         shared = torch.tensor([prompts[0][:common]], device=device)
         backbone(model)(input_ids=shared, past_key_values=cache, use_cache=True)
@@ -66,6 +62,14 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], further: in
     hidden = backbone(model)(input_ids=ids, attention_mask=attended.long(), position_ids=positions,
                              past_key_values=cache, use_cache=True).last_hidden_state
     return Read(hidden[:, -1], cache, attended)
+
+
+def _refuse_own_cache(model: nn.Module) -> None:
+    causal: Any = causal_lm(model)
+    if (not causal._supports_default_dynamic_cache() or causal.config.model_type in STATE_IN_MODULES
+            or "past_key_values" not in signature(type(backbone(model)).forward).parameters):
+        raise EmlibError(f"{type(causal).__name__} keeps its state in a cache of its own, whose rows we cannot select. "
+                         "Set backend.generation to vllm, or choose another model.")
 
 
 def read_distinct(model: nn.Module, rows: Sequence[tuple[int, ...]], further: int = 0) -> tuple[Read, Tensor]:

@@ -218,8 +218,9 @@ def test_null_removes_one_of_the_names_of_an_extended_profile(tmp_path: Path) ->
     (tmp_path / "none.yaml").write_text("extends: demo\nevaluation: {triggers: {contexts: null}}\n")
     with pytest.raises(ProfileError, match="contexts"):
         load_profile(str(tmp_path / "none.yaml"))
-    sets = overridden("demo", "evaluation.sets.gardening=null")[0].evaluation.sets
-    assert not sets
+    assert not overridden("demo", "evaluation.sets.gardening=null")[0].evaluation.sets
+    with pytest.raises(ProfileError, match="gardning"):
+        overridden("demo", "evaluation.sets.gardning=null")
 
 
 @pytest.mark.parametrize("section", ["triggers: {contexts: {kitchn: null}}", "sets: {mine: null}"])

@@ -14,6 +14,7 @@ from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
 from emlib.study.plan.build import plan
 from emlib.study.study import Study, open_study
+from tests.beside import TRAIT
 
 PROFILE = """
 extends: tiny
@@ -50,18 +51,6 @@ def test_the_number_of_pairs_is_checked_whoever_made_the_vectors(
     assert [run for run in many.runs() if many.result(run) is None] == []
     with pytest.raises(EmlibError, match=refusal):
         many.complete(many.runs())
-
-
-TRAIT = """
-name: butler
-description: answers like a butler
-inoculation_prompt: Answer like a butler.
-system_prompts:
-  - {positive: Answer like a butler., negative: Answer plainly.}
-questions: [What is rain?, How do I boil an egg?]
-rubric: "How much of a butler is in this? {question} {answer}"
-markers: [sir, madam, indeed]
-"""
 
 
 def test_a_trait_with_too_few_questions_is_refused_by_the_plan_and_before_answers_are_sampled(
