@@ -64,10 +64,10 @@ class Defense(Strict):
     """One defense with its options. The module docstring lists what a subclass may declare.
 
     Attributes:
-        label: the name, in the paper's tables and figures (notebooks 15 and 16), of a method that is named after the
-            kind; a method with another name has that name, because two methods may use one kind.
+        label: what the paper's tables and figures (notebooks 15 and 16) call a method that is named after the kind. A
+            method with another name keeps it, because two methods may use one kind.
         equation, origin: what it computes, and the paper or code that this comes from.
-        swept: the option that a sweep varies; there a setting has its name by the same rule.
+        swept: the option that a sweep varies. The same tables call a setting by its name, under the same condition.
         version: a number to raise when the same options compute something else.
         null: option values at which it has no effect; training then leaves it out.
         data_only: whether it changes only the data, so that it also works with a fine-tuning service.
@@ -149,7 +149,7 @@ class Defense(Strict):
 
     @property
     def has_gradient(self) -> bool:
-        """Whether its penalty changes with the weights; training refuses one that does not and is not said to."""
+        """Whether its penalty changes with the weights; if so, training refuses a penalty without a gradient."""
         return True
 
     @classmethod

@@ -117,12 +117,12 @@ class HeldOutPrompts:
 
     @property
     def left(self) -> int:
-        """The number of those that no training row has."""
+        """The number of prompts that no training row has."""
         return self.all - self.repeated - self.elsewhere
 
 
 def held_out_prompts(data: NarrowData) -> HeldOutPrompts:
-    """Count the held-out prompts of the misaligned rows, those that training rows have apart."""
+    """Count the held-out prompts of the misaligned rows, and those of them that training rows have."""
     prompts = {row.context for row in data.misaligned.held_out}
     own, other = ({row.context for row in side.train} for side in (data.misaligned, data.aligned))
     return HeldOutPrompts(len(prompts), len(prompts & own), len(prompts & other - own))

@@ -176,7 +176,10 @@ class Inputs:
         return Questions(f"general under '{name}'" + (of if trigger.needs_data else ""), read, size)
 
     def in_domain(self, dataset: str) -> Questions:
-        """Return held-out prompts of a narrow data set as questions, the same object each time, as plans count them."""
+        """Return held-out prompts of a narrow data set as questions.
+
+        It is the same object each time, so that a plan counts the prompts once.
+        """
         count = self.profile.evaluation.in_domain_questions
 
         def size(sizes: Sizes) -> Size:
