@@ -223,6 +223,13 @@ def test_null_removes_one_of_the_names_of_an_extended_profile(tmp_path: Path) ->
         overridden("demo", "evaluation.sets.gardning=null")
 
 
+def test_one_value_in_set_removes_no_other(tmp_path: Path) -> None:
+    """Another kind of judge does not silently take the former one's options away: they are refused."""
+    (tmp_path / "mine.yaml").write_text("extends: tiny\njudge: {kind: openai, model: gpt-4o-mini}\n")
+    with pytest.raises(ProfileError, match=r"judge.*model"):
+        overridden(str(tmp_path / "mine.yaml"), "judge.kind=lexicon")
+
+
 @pytest.mark.parametrize("section", ["triggers: {contexts: {kitchn: null}}", "sets: {mine: null}"])
 def test_null_under_a_name_that_the_extended_profile_lacks_is_refused(section: str, tmp_path: Path) -> None:
     """It may be misspelt, or its section be indented wrongly."""
