@@ -5,6 +5,7 @@ It also reads the trait and the narrow data sets that a profile names: files of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,15 @@ def over(base: Any, changes: Any) -> Any:
         return changes  # a model or a judge of another kind, or from a file, replaces the former one completely
     if named:  # of a judge of another provider stays what is the profile's: its budget, its rubric
         base = {key: value for key, value in base.items() if key not in OF_SERVER}
-    if isinstance(changes.get("model"), str) and changes["model"] != base.get("model"):  # a judge's, whose price it is
-        base = {key: value for key, value in base.items() if key != "price"}
+    base = without_price(base, changes)
     return base | {key: {} if value is None and key in NAMED_FREELY else
                    without_removed(key, base.get(key), over(base.get(key), value)) for key, value in changes.items()}
+
+
+def without_price(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `base` without its price if `changes` name another model: the price is that of the former."""
+    other = isinstance(changes.get("model"), str) and changes["model"] != base.get("model")
+    return {key: value for key, value in base.items() if not (other and key == "price")}
 
 
 def without_removed(section: str, base: Any, merged: Any) -> Any:

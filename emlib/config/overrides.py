@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emlib.config.loading import over, profile_path, read_profile, sound, whole, without_removed
+from emlib.config.loading import over, profile_path, read_profile, sound, whole, without_price, without_removed
 from emlib.config.profile import Profile
 from emlib.core.errors import ProfileError, nearest, shortened
 from emlib.core.plain_yaml import parse_yaml
@@ -31,7 +31,7 @@ def overridden(name: str, text: str) -> tuple[Profile, Changes]:
     data = read_profile(path)
     sound(data, str(path))  # so that every error below comes from the changes
     changes = parsed(text)
-    for key, value in changes.items():
+    for key, value in sorted(changes.items(), key=lambda change: change[0].endswith(".price")):  # after its model
         data = _put(data, key.split("."), value, key)
     return sound(whole(data, path), f"{WHERE} (over {path})"), changes
 
@@ -82,6 +82,7 @@ def _put(data: Any, keys: list[str], value: Any, whole: str) -> Any:
     if data is not None and not isinstance(data, dict):
         raise ProfileError(f"{WHERE}: '{whole}' leads into a single value, {data!r}, which has no '{key}'.")
     section = data or {}
+    section = section if rest else without_price(section, {key: value})
     old = section.get(key)
     return section | {key: without_removed(key, old, _put(old, rest, value, whole)) if rest else over(old, value)}
 

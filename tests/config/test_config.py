@@ -24,6 +24,7 @@ from emlib.config import (
     profile_names,
 )
 from emlib.config.grpo import RlTraining
+from emlib.config.judge import OpenAIJudge
 from emlib.config.loading import over, profile_path, read_profile, sound
 from emlib.core import paths
 from emlib.core.errors import ProfileError
@@ -252,6 +253,19 @@ def test_a_judge_s_price_stays_with_its_model() -> None:
     assert over(base, {"judge": {"model": "a"}}) == base
     del left["price"]
     assert over(base, {"judge": {"model": "b"}}) == {"judge": left}
+
+
+@pytest.mark.parametrize(("changes", "price"), [
+    ("judge.model=b", None), ("judge.model=a", 1.0), ("judge.max_usd=2", 1.0),
+    ("judge.model=b judge.price={read: 2.0, written: 3.0}", 2.0),
+    ("judge.price={read: 2.0, written: 3.0} judge.model=b", 2.0)])
+def test_a_value_of_set_that_names_another_judge_leaves_the_former_s_price_out(
+        changes: str, price: float | None, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: demo\njudge: {kind: openai, model: a, price: {read: 1.0, written: 2.0}}\n")
+    judge = overridden(str(tmp_path / "mine.yaml"), changes)[0].judge
+    assert isinstance(judge, OpenAIJudge)
+    assert (judge.price.read if judge.price else None) == price
 
 
 @pytest.mark.parametrize(("yours", "words"), [
