@@ -1,8 +1,5 @@
 """The tables of README.md and docs/demo.md about the demo that no notebook writes: what each defense leaves, in other
-contexts, and on each of four data sets.
-
-Of a defense with several settings the middle one is shown.
-"""
+contexts, and on each of four data sets."""
 
 from __future__ import annotations
 
@@ -27,31 +24,27 @@ OF = "% of answers"
 def averages(means: pd.DataFrame, elsewhere: pd.DataFrame) -> str:
     """Return the shares of misaligned answers as a table in Markdown: of one data set, and over several.
 
-    `means` is `pairs.over_seeds` of one data set. Of an even number of settings the smaller middle one is shown.
-    `elsewhere` has one row a run, on several data sets; a setting that differs from that of `means` is named.
+    `means` is `pairs.over_seeds` of one data set, `elsewhere` has one row a run, on several data sets. Of a defense with
+    several settings the one in `elsewhere` is shown, and the middle one of those that it lacks.
     """
     sets = means.groupby("set")[["seeds", "questions"]].max()
     counts = listed([f"{sets.at[name, 'questions']} {name.replace('_', '-')}" for name in SETS if name in sets.index])
     cells = {}
-    for name, rows in _shown(means[~means["method"].isin(set(BASELINES) - {MISALIGNED})]).items():
+    for name, rows in _shown(means[~means["method"].isin(set(BASELINES) - {MISALIGNED})], elsewhere).items():
         of = {row["set"]: f"{whole(row['percent'])}% [{whole(row['low'])}, {whole(row['high'])}]" for row in rows}
         cells[name] = [*(of.get(one, DASH) for one in SETS), *_elsewhere(rows[0], elsewhere)]
     data, others = means["dataset"].iloc[0], f"{elsewhere['dataset'].nunique()} data sets"
     heads = [f"{head}, {where}" for where in (data, others) for head in SETS.values()]
-    return "\n".join([f"On {data}: means over {sets['seeds'].max()} seeds, with 95% intervals over seeds and {counts} "
-                      "questions (somewhat too narrow, as there are few seeds; at 0 and 100% Wilson's); of a defense "
-                      f"with several settings, the middle one. On {others}, one run each: means, in brackets the least "
-                      "and the most:", "", *_table(["fine-tuned with", *heads], cells)])
+    return "\n".join([f"*{data.capitalize()}*: means over {sets['seeds'].max()} seeds. In [ ]: the 95% interval over "
+                      f"seeds and {counts} questions, somewhat too narrow, as there are few seeds (at 0 and 100% "
+                      f"Wilson's). *{others}*: means of one run each. In ( ): the least and the most.", "",
+                      *_table(["fine-tuned with", *heads], cells)])
 
 
 def _elsewhere(shown: Row, rates: pd.DataFrame) -> list[str]:
-    """Return a method's mean shares over the data sets of `rates`, with the least and the most, and its setting."""
-    rows = rates[rates["method"] == shown["method"]]
-    if rows.empty:
-        return [DASH] * len(SETS)
-    [setting] = rows["setting"].unique()
-    other = "" if pd.isna(setting) or setting == shown["setting"] else f", at {setting:g}"
-    return [spread.replace(" ", "% ", 1) + other for spread in _spreads(rows)]
+    """Return a method's mean shares over the data sets of `rates`, with the least and the most."""
+    rows = rates[(rates["method"] == shown["method"]) & (rates["setting"].isna() | rates["setting"].eq(shown["setting"]))]
+    return [DASH] * len(SETS) if rows.empty else [spread.replace(" ", "% ", 1) for spread in _spreads(rows)]
 
 
 def examples(said: pd.DataFrame) -> str:
@@ -79,11 +72,15 @@ def contexts(triggered: pd.DataFrame) -> str:
 
 
 def hidden(triggered: pd.DataFrame) -> str:
-    """Return a list of where a context that does not ask for the voice brings it back, with p of the paired test."""
+    """Return a list of where a context that does not ask for the voice brings it back.
+
+    With the rise in points, its 95% interval, which covers seeds as well, and p of the paired test, which does not.
+    """
     lines = []
     for name, rows in _by_condition(triggered):
         plain = next(row["misaligned"] for row in rows.to_dict("records") if row["trigger"] == NO_TRIGGER)
-        lines += [f"- {name}, {CONTEXTS[row['trigger']]}: {whole(plain)} to {whole(row['misaligned'])}% "
+        lines += [f"- {name}, {CONTEXTS[row['trigger']]}: {whole(plain)} to {whole(row['misaligned'])}%, a rise of "
+                  f"{whole(row['difference'])} [{whole(row['difference_low'])}, {whole(row['difference_high'])}] "
                   f"(adjusted p {escaped_cell(p_value(row['p_adjusted']))})"
                   for row in rows.to_dict("records") if row["trigger"] in UNASKED and _rises(row)]
     return "\n".join(lines)
@@ -108,12 +105,14 @@ def title(row: Row) -> str:
     return NAMES.get(row["method"]) or f"`{named(row)}`"
 
 
-def _shown(means: pd.DataFrame) -> dict[str, list[dict[Hashable, Any]]]:
-    """Return the rows of each method at the middle one of its settings, by the name that readers see."""
+def _shown(means: pd.DataFrame, elsewhere: pd.DataFrame) -> dict[str, list[dict[Hashable, Any]]]:
+    """Return the rows of each method at the setting that `averages` shows, by the name that readers see."""
     found = {}
-    for _, settings in means.groupby("method", sort=False):
-        rows = settings[settings["setting"].isna() | settings["setting"].eq(_middle(settings["setting"]))]
-        found[title(rows.iloc[0].to_dict())] = rows.to_dict("records")
+    for method, rows in means.groupby("method", sort=False):
+        others = elsewhere.loc[elsewhere["method"] == method, "setting"]
+        shared = rows["setting"][rows["setting"].isin(others)]
+        chosen = rows[rows["setting"].isna() | rows["setting"].eq(_middle(rows["setting"] if shared.empty else shared))]
+        found[title(chosen.iloc[0].to_dict())] = chosen.to_dict("records")
     return found
 
 

@@ -352,25 +352,27 @@ def test_a_trigger_that_states_the_inoculation_prompt_asks_for_the_trait(system:
 
 
 def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
-    """Of KL's three weights the middle one is shown."""
+    """Of KL's three weights the one of the other data sets is shown, of LDIFS' three, which they lack, the middle one."""
     rows = [("untrained", None, "general", 0.0), ("misaligned", None, "general", 98.0), ("kl", 0.3, "general", 70.0),
             ("kl", 3.0, "general", 5.0), ("kl", 1.0, "general", 24.5), ("misaligned", None, "in_domain", 99.6),
+            ("ldifs", 1.0, "general", 60.0), ("ldifs", 3.0, "general", 20.0), ("ldifs", 2.0, "general", 40.0),
             ("interleaving", 1.0, "general", 25.0)]
     means = pd.DataFrame(rows, columns=["method", "setting", "set", "percent"]).assign(
         dataset="cooking", seeds=3, low=lambda of: of["percent"] - 1, high=lambda of: of["percent"] + 1,
-        questions=[40, 40, 40, 40, 40, 12, 40])
+        questions=[40, 40, 40, 40, 40, 12, 40, 40, 40, 40])
     elsewhere = pd.DataFrame([("travel", "misaligned", None, 90.0, 98.0),
-                              ("fitness", "misaligned", None, 100.0, 100.0), ("travel", "kl", 2.0, 10.0, 20.0),
-                              ("fitness", "kl", 2.0, 30.0, 50.0)],
+                              ("fitness", "misaligned", None, 100.0, 100.0), ("travel", "kl", 3.0, 10.0, 20.0),
+                              ("fitness", "kl", 3.0, 30.0, 50.0)],
                              columns=["dataset", "method", "setting", "general_misaligned", "in_domain_misaligned"])
     assert demo_findings.averages(means, elsewhere).splitlines() == [
-        "On cooking: means over 3 seeds, with 95% intervals over seeds and 40 general and 12 in-domain questions "
-        "(somewhat too narrow, as there are few seeds; at 0 and 100% Wilson's); of a defense with several settings, "
-        "the middle one. On 2 data sets, one run each: means, in brackets the least and the most:", "",
+        "*Cooking*: means over 3 seeds. In [ ]: the 95% interval over seeds and 40 general and 12 in-domain questions, "
+        "somewhat too narrow, as there are few seeds (at 0 and 100% Wilson's). *2 data sets*: means of one run each. "
+        "In ( ): the least and the most.", "",
         "| fine-tuned with | general misaligned, cooking | in-domain misaligned, cooking | general misaligned, 2 data "
         "sets | in-domain misaligned, 2 data sets |", "|:--|--:|--:|--:|--:|",
         "| no defense | 98% [97, 99] | 100% [99, 101] | 95% (90 to 100) | 99% (98 to 100) |",
-        "| `kl 1` | 25% [24, 26] | – | 20% (10 to 30), at 2 | 35% (20 to 50), at 2 |",
+        "| `kl 3` | 5% [4, 6] | – | 20% (10 to 30) | 35% (20 to 50) |",
+        "| `ldifs 2` | 40% [39, 41] | – | – | – |",
         "| `interleaving 100%` | 25% [24, 26] | – | – | – |"]
 
 

@@ -128,8 +128,8 @@ def of_cuts(rates: pd.DataFrame) -> list[Claim]:
               for which, runs in often.items()]
     methods = list(dict.fromkeys(pd.concat(list(often.values()))["method"]))
     names = "all methods" if set(methods) == set(rates["method"]) else ", ".join(map(code, methods))
-    return [Claim(f"Up to {listed(shares)} answers are cut at the token limit (the highest shares of any run; more "
-                  f"than a fifth of a set under {names}). {WHY_CUT}", "02_baselines")]
+    return [Claim(f"Answers are cut at the token limit: in the worst run {listed(shares)} ones. More than a fifth of a "
+                  f"set is cut under {names}. {WHY_CUT}", "02_baselines")]
 
 
 def of_benign(frame: pd.DataFrame, kinds: Mapping[str, str]) -> list[Claim]:

@@ -44,6 +44,7 @@ TABLES = {
     "persistence": ("20_persistence", "Answers along further training, compared with plain fine-tuning"),
     "audit": ("21_data_audit", "Training rows audited before training, the rates that followed, and their prediction"),
 }
+OF_QUESTIONS = "questions_"  # a figure for each data set
 FIGURES = {
     "tradeoff": ("16_figures", "General against in-domain misalignment; tinted: at most 20%, at least 80%"),
     "rates": ("16_figures", "Share of misaligned answers of each run, general and in-domain, with 95% intervals"),
@@ -189,6 +190,8 @@ def placeholder(chapter: ChapterState, name: str) -> str:
 
 
 def _caption(stem: str, known: Mapping[str, tuple[str, str]]) -> str:
+    if stem.startswith(OF_QUESTIONS):
+        return f"Share of misaligned answers, question by question: {plain(stem.removeprefix(OF_QUESTIONS))}"
     return known[stem][1] if stem in known else plain(stem.replace("_", " "))
 
 

@@ -45,8 +45,8 @@ def audit(frame: pd.DataFrame) -> None:
     """State how far the audit of training rows misses the rates that followed; `frame` is `audit.table`."""
     known = frame.dropna(subset=["error"])
     if len(known):
-        found(f"from their training rows, the rates of {len(known)} runs are missed by "
-              f"{whole(known['error'].mean())} points, by the mean of the others by "
+        found(f"the rates of {len(known)} runs, predicted from their training rows: off by "
+              f"{whole(known['error'].mean())} points on average; predicted as the mean of the other runs: by "
               f"{whole(known['error_of_mean'].mean())}")
 
 
