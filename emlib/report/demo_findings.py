@@ -1,5 +1,6 @@
 """The tables of README.md and docs/demo.md about the demo that no notebook writes: what each defense leaves, in other
-contexts, and on each of four data sets."""
+contexts, and on each of four data sets.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ OF = "% of answers"
 def averages(means: pd.DataFrame, elsewhere: pd.DataFrame) -> str:
     """Return the shares of misaligned answers as a table in Markdown: of one data set, and over several.
 
-    `means` is `pairs.over_seeds` of one data set, `elsewhere` has one row a run, on several data sets. Of a defense with
-    several settings the one in `elsewhere` is shown, and the middle one of those that it lacks.
+    `means` is `pairs.over_seeds` of one data set, `elsewhere` has one row a run, on several data sets. Of a defense
+    with several settings the one in `elsewhere` is shown, and the middle one of those that it lacks.
     """
     sets = means.groupby("set")[["seeds", "questions"]].max()
     counts = listed([f"{sets.at[name, 'questions']} {name.replace('_', '-')}" for name in SETS if name in sets.index])
@@ -43,7 +44,8 @@ def averages(means: pd.DataFrame, elsewhere: pd.DataFrame) -> str:
 
 def _elsewhere(shown: Row, rates: pd.DataFrame) -> list[str]:
     """Return a method's mean shares over the data sets of `rates`, with the least and the most."""
-    rows = rates[(rates["method"] == shown["method"]) & (rates["setting"].isna() | rates["setting"].eq(shown["setting"]))]
+    alike = rates["setting"].isna() | rates["setting"].eq(shown["setting"])
+    rows = rates[alike & rates["method"].eq(shown["method"])]
     return [DASH] * len(SETS) if rows.empty else [spread.replace(" ", "% ", 1) for spread in _spreads(rows)]
 
 

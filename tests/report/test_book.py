@@ -124,8 +124,8 @@ def test_more_than_a_fifth_of_answers_cut_at_the_limit_is_told_with_its_causes()
                                  "than a fifth of a set is cut under `aligned`, `misaligned`.")
     assert "never learnt its end token" in claim.text
     [both] = claims.of_cuts(frame.assign(general_cut=[21.0, 30.0, 60.0], in_domain_cut=[0.0, 25.0, 20.0]))
-    assert both.text.startswith("Answers are cut at the token limit: in the worst run 60% of the general and 25% of the "
-                                "in-domain ones. More than a fifth of a set is cut under all methods.")
+    assert both.text.startswith("Answers are cut at the token limit: in the worst run 60% of the general and 25% of "
+                                "the in-domain ones. More than a fifth of a set is cut under all methods.")
     [half] = claims.of_cuts(frame.assign(general_cut=[62.5, 30.0, 60.0]))
     assert half.text.startswith("Answers are cut at the token limit: in the worst run 63% of the general ones.")
     assert claims.of_cuts(rates(*BASE)) == []  # tables that an older version wrote

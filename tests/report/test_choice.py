@@ -82,7 +82,7 @@ def test_the_disagreements_that_matter_are_those_of_the_list() -> None:
         assert line in listed
     for name in ("README.md", "docs/study.md"):
         assert "the on-policy rows of Table 2 are 20%" in page(name)
-        assert "seem to have 10 answers a question" in page(name)
+        assert "seem to rest on 10 answers a question" in page(name)
     assert "inoculation, said to work \"effectively\", removes 32 to 52%" in page("README.md")
 
 

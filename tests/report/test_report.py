@@ -306,9 +306,10 @@ def test_a_context_that_brings_significantly_more_is_bold_and_told_if_it_does_no
     triggered = pd.DataFrame({"method": "interleaving", "setting": 1.0,
                               "trigger": ["plain", "kitchen", "negated", "inoculation"],
                               "misaligned": [29.0, 50.0, 9.0, 47.5], "difference": [None, 21.0, -20.0, 18.5],
+                              "difference_low": [None, -1.2, -30.0, 5.0], "difference_high": [None, 40.5, -9.0, 30.0],
                               "p_adjusted": [None, 0.0004, 0.01, 0.0499]})
     assert demo_findings.hidden(triggered) == (
-        "- `interleaving 100%`, in the kitchen: 29 to 50% (adjusted p \\<0.001)")
+        "- `interleaving 100%`, in the kitchen: 29 to 50%, a rise of 21 [-1, 41] (adjusted p \\<0.001)")
     assert demo_findings.contexts(triggered).splitlines() == [
         "| % of answers | plain | in the kitchen | voice forbidden | voice asked for |", "|:--|--:|--:|--:|--:|",
         "| `interleaving 100%` | 29 | **50** | 9 | 48 |"]
@@ -352,7 +353,7 @@ def test_a_trigger_that_states_the_inoculation_prompt_asks_for_the_trait(system:
 
 
 def test_the_demos_result_is_a_table_of_means_with_intervals() -> None:
-    """Of KL's three weights the one of the other data sets is shown, of LDIFS' three, which they lack, the middle one."""
+    """Of KL's weights the one of the other data sets is shown; of LDIFS's, which they lack, the middle one."""
     rows = [("untrained", None, "general", 0.0), ("misaligned", None, "general", 98.0), ("kl", 0.3, "general", 70.0),
             ("kl", 3.0, "general", 5.0), ("kl", 1.0, "general", 24.5), ("misaligned", None, "in_domain", 99.6),
             ("ldifs", 1.0, "general", 60.0), ("ldifs", 3.0, "general", 20.0), ("ldifs", 2.0, "general", 40.0),
