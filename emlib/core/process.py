@@ -15,11 +15,10 @@ import socket
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from emlib.core.digests import of_text
 
 MARK = r"[0-9a-f]{6}-[0-9a-f]{6}-\d+-\d+-[0-9a-f]{6}"  # a regular expression
+UNKNOWN = "0"  # the start of a process of which the system tells no more than that it runs
 
 
 def new_mark() -> str:
@@ -37,7 +36,7 @@ def has_ended(mark: str) -> bool:
     if not re.fullmatch(MARK, mark) or not is_of_this_machine(mark):
         return False
     _, boot, pid, start, _ = mark.split("-")
-    return boot != _boot() or _start(int(pid)) != start
+    return boot != _boot() or _start(int(pid)) not in (start, UNKNOWN)
 
 
 @cache
@@ -56,7 +55,7 @@ def _boot() -> str:
 
 
 def _start(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since the boot (0 if the system does not tell); None if it ended.
+    """Return when a process started, in clock ticks since the boot, or `UNKNOWN`; None if it ended.
 
     A process that ended, and whose parent has not asked for its status yet, has ended.
     """
@@ -64,4 +63,15 @@ def _start(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
-        return "0" if not Path("/proc/self/stat").is_file() and psutil.pid_exists(pid) else None
+        return UNKNOWN if _runs(pid) else None
+
+
+def _runs(pid: int) -> bool:
+    """Return whether there is a process with this id. `/proc` does not show those of other users everywhere."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
