@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from emlib.core import paths
+from emlib.core.machine import cpus
 from emlib.make.backends import vllm_program
 
 PACKAGES = ("torch", "transformers", "peft")
@@ -24,7 +25,7 @@ def check() -> pd.DataFrame:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     rows = [
         ("Python", platform.python_version(), "3.11 or newer is needed"),
-        ("CPU cores", str(os.cpu_count()), "the demo was measured on 2"),
+        ("CPU cores", str(cpus()), "the demo was measured on 2"),
         ("memory", f"{memory:.0f} GiB", "the demo needs 6, or 3 with JOBS=1"),
         ("free disk", f"{free:.0f} GiB", "the demo needs 1, and .venv 4"),
         ("GPU", _gpu(), "needed by the paper's profiles, not by the demo"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,35 @@ def test_the_nearest_mount_tells(path: str, shared: bool) -> None:
 def test_this_machines_own_list_is_read(tmp_path: Path) -> None:
     listed = Path("/proc/self/mounts").read_text(encoding="utf-8")
     assert machine.is_shared(tmp_path) is machine.is_shared(tmp_path, listed)
+
+
+@pytest.mark.parametrize(("lines", "path", "shared"), [
+    ("systemd-1 /shared autofs rw 0 0\nserver:/x /shared nfs4 rw 0 0", "/shared/runs", True),
+    ("server:/x /shared nfs4 rw 0 0\n/dev/sdb1 /shared xfs rw 0 0", "/shared/runs", False),
+    ("ceph-fuse /shared fuse.ceph-fuse rw 0 0", "/shared/runs", True),
+    ("weka /shared wekafs rw 0 0", "/shared/runs", True),
+    ("host /shared virtiofs rw 0 0", "/shared/runs", True)])
+def test_of_two_mounts_at_one_place_the_later_one_is_seen(lines: str, path: str, shared: bool) -> None:
+    assert machine.is_shared(Path(path), f"/dev/sda1 / ext4 rw 0 0\n{lines}\n") is shared
+
+
+@pytest.mark.parametrize(("files", "most"), [
+    ({}, None), ({"cpu.max": "max 100000\n"}, None), ({"cpu.max": "150000 100000\n"}, 1),
+    ({"cpu.max": "50000 100000\n"}, 1), ({"cpu.max": "99900000 100000\n"}, None),
+    ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+    ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1)])
+def test_a_containers_quota_limits_the_processors(files: dict[str, str], most: int | None, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine.cpus(tmp_path) == (most or len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize(("environment", "openmp", "mkl"), [
+    ({}, str(machine.cpus()), str(machine.cpus())), ({"SLURM_CPUS_PER_TASK": "4"}, "4", "4"),
+    ({"SLURM_CPUS_PER_TASK": "4", "OMP_NUM_THREADS": "3"}, "3", "3"),
+    ({"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": "2"}, str(machine.cpus()), "2")])
+def test_what_the_user_or_slurm_sets_is_the_number_of_threads(
+        environment: dict[str, str], openmp: str, mkl: str) -> None:
+    found = machine.threads(environment)
+    assert (found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]) == (openmp, mkl)
