@@ -10,12 +10,16 @@ quoted = '$(subst ','\'',$(1))'
 absolute = $(shell realpath -ms -- $(call quoted,$(1)))
 shell_word = $(shell printf %q $(call quoted,$(1)))
 # A name in params/, or a file, whose path is made absolute like EMLIB_RUNS_DIR below; in the shell's quotes from here on.
-override PROFILE := $(call shell_word,$(if $(filter %.yaml %.yml,$(lastword $(PROFILE))),$(call absolute,$(PROFILE)),$(PROFILE)))
+# Snakemake's jobs read it from the environment. What is given as an argument of make is changed only by `override`.
+export EMLIB_PROFILE EMLIB_ONLY
+override EMLIB_PROFILE := $(if $(filter %.yaml %.yml,$(lastword $(PROFILE))),$(call absolute,$(PROFILE)),$(PROFILE))
+override EMLIB_ONLY := $(ONLY)
+override PROFILE := $(call shell_word,$(EMLIB_PROFILE))
 # Where jobs run: local, slurm, kubernetes, or a folder with your own Snakemake profile (workflow/README.md).
 EXECUTOR ?= local
 # The number of jobs that may use a paid judge at once.
 JUDGES ?= 4
-CORES := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 1)
+CORES := $(shell $(PYTHON) -I emlib/core/machine.py 2>/dev/null || echo 1)
 # Two notebooks run at once, each with its share of the cores, because small models gain little from more threads. A job
 # takes up to 3 GiB of memory.
 ifeq ($(EXECUTOR),local)
@@ -37,20 +41,20 @@ DEVICE ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo gpu || echo cp
 PINS := requirements/$(DEVICE).txt requirements/model.txt
 STAMP := $(VENV)/installed-$(shell cat $(PINS) pyproject.toml | sha256sum | cut -c1-16)
 # Absolute, because notebooks run in other folders.
-export EMLIB_RUNS_DIR := $(call absolute,$(or $(EMLIB_RUNS_DIR),runs))
-$(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name) := $$(call absolute,$$($(name))))))
+export EMLIB_RUNS_DIR
+override EMLIB_RUNS_DIR := $(call absolute,$(or $(EMLIB_RUNS_DIR),runs))
+$(foreach name,EMLIB_DATA_DIR EMLIB_CACHE_DIR,$(if $($(name)),$(eval export $(name))$(eval override $(name) := $$(call absolute,$$($(name))))))
 # The folder of results, in the shell's quotes.
 RESULTS := $(call shell_word,$(EMLIB_RUNS_DIR)/$(shell $(PYTHON) -I emlib/core/paths.py $(PROFILE)))
 EXECUTION := $(call shell_word,$(if $(findstring /,$(EXECUTOR)),$(EXECUTOR),workflow/profiles/$(EXECUTOR)))
 # If an executor transfers files through a storage, the storage is the folder of results.
 STORAGE := $(if $(shell grep -s '^default-storage-provider' $(EXECUTION)/config.yaml),--default-storage-prefix $(RESULTS))
-SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --config profile=$(PROFILE) $(if $(ONLY),only='$(ONLY)') \
-	--workflow-profile $(EXECUTION) $(STORAGE) \
+SNAKEMAKE := $(BIN)/snakemake --snakefile Snakefile --directory $(RESULTS) $(PLACES) --workflow-profile $(EXECUTION) $(STORAGE) \
 	--rerun-triggers params input --rerun-incomplete --nolock --keep-going
 
 # It refuses an invalid profile, shows a line for each notebook that ends, lets no job run on without this make, and
 # ends with where the results are, or what failed.
-WATCH := $(BIN)/python -m emlib.workflow.watch $(PROFILE) $(if $(ONLY),'$(ONLY)') --
+WATCH := $(BIN)/python -m emlib.workflow.watch $(PROFILE) $(if $(ONLY),$(call quoted,$(ONLY))) --
 
 # A profile's plugins are code, which runs only with PLUGINS=yes (emlib/core/plugins.py).
 export PLUGINS VERBOSE

@@ -2,15 +2,25 @@
 # Computed artefacts are in the store, so that running a notebook again takes seconds and loses nothing. Snakemake works
 # in the profile's folder of results and keeps its records there, so that both are copied or removed together.
 # A Snakemake profile defines where the jobs run, see workflow/README.md.
-import re
+import os
 import shlex
 import sys
 
-from emlib.core import paths
-from emlib.workflow.graph import chosen, jobs
+from emlib.core import machine, paths
+from emlib.workflow.graph import chosen, jobs, rule_names
 
-PROFILE = config.get("profile", "demo")
+# From the environment, as make sets them: Snakemake reads what --config gives as YAML, a path with " #" as its start.
+PROFILE = os.environ.get("EMLIB_PROFILE") or "demo"
+ONLY = os.environ.get("EMLIB_ONLY", "")
 JOBS = jobs(PROFILE)
+# Snakemake gives the command of a rule one thread, whatever the machine has, because no rule asks for more.
+THREADS = shlex.join(["env", *(f"{name}={number}" for name, number in machine.threads().items())])
+
+
+# For executors whose jobs do not have this environment. A key is not among them: some write these values into files.
+envvars:
+    *(name for name in ("EMLIB_PROFILE", *paths.VARIABLES, "EMLIB_VLLM", "PLUGINS", "HF_HOME", "HF_ENDPOINT")
+      if name in os.environ),
 
 
 def command(number, job):
@@ -29,7 +39,7 @@ def command(number, job):
 rule all:
     default_target: True
     input:
-        [job.output for job in chosen(JOBS, str(config["only"]))] if config.get("only") else
+        [job.output for job in chosen(JOBS, ONLY)] if ONLY else
         ["report/index.html", *(job.output for job in JOBS if not job.part)],  # chapters that were deleted come back
 
 
@@ -46,11 +56,11 @@ rule report:
         + "; test -e {output:q} || cp {params.made:q} {output:q}"
 
 
-for number, job in enumerate(JOBS, start=1):
+for number, (called, job) in enumerate(zip(rule_names(JOBS), JOBS), start=1):
 
     rule:
         name:
-            "notebook_" + re.sub(r"\W+", "_", job.name).strip("_")
+            called
         input:
             job.needs,
         output:
@@ -59,7 +69,8 @@ for number, job in enumerate(JOBS, start=1):
             content=job.digest,  # only changed content makes the notebook stale
             command=command(number, job),
         priority: -number  # reading order
+        threads: config.get("threads", 1)  # the cores of a pod on Kubernetes; on one machine make shares them out
         resources:
             **job.resources,
         shell:
-            "{params.command}"
+            THREADS + " {params.command}"

@@ -112,10 +112,10 @@ def _finish(folder: Path) -> None:
 
 def _snakemake(folder: Path, profile: str, *targets: str) -> None:
     """As `make reproduce` starts it."""
-    _python(folder, "-m", "emlib.workflow.watch", str(folder / f"{profile}.yaml"), "--", sys.executable, "-m",
+    _python(folder, "-m", "emlib.workflow.watch", str(folder / f"{profile}.yaml"), "--",
+            "env", f"EMLIB_PROFILE={folder / profile}.yaml", sys.executable, "-m",
             "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
-            str(folder / "runs" / profile), "--cores", "2", "--resources", "gpu=2", "judge=4", "--config",
-            f"profile={folder / profile}.yaml", "--workflow-profile",
+            str(folder / "runs" / profile), "--cores", "2", "--resources", "gpu=2", "judge=4", "--workflow-profile",
             str(paths.ROOT / "workflow" / "profiles" / "local"), "--rerun-triggers", "params", "input",
             "--rerun-incomplete", "--nolock", "--keep-going",
             *(["--", *targets] if targets else []))

@@ -15,6 +15,7 @@ DEMO_DATA = ROOT / "emlib" / "data" / "demo"
 STORE = "store"  # in the folder of results: the artefacts of all studies
 LABELS = "labels"  # in the folder of results: the labels that people gave to answers of all studies
 EFFECTIVE = "profile.yaml"  # in a folder of results: the full profile that they were made with
+VARIABLES = ("EMLIB_RUNS_DIR", "EMLIB_CACHE_DIR", "EMLIB_DATA_DIR")  # of the environment: folders elsewhere
 
 
 YAML = (".yaml", ".yml")  # the endings of YAML files; a profile, a trait or a rubric with one is a path, else a name
@@ -78,12 +79,17 @@ def folder_name(profile: str) -> str:
 
 def runs() -> Path:
     """Return the folder of results and the store; `EMLIB_RUNS_DIR` moves it (to a large or a shared disk)."""
-    return Path(os.environ.get("EMLIB_RUNS_DIR", ROOT / "runs"))
+    return Path(os.environ.get("EMLIB_RUNS_DIR") or ROOT / "runs")
 
 
 def cache() -> Path:
     """Return the folder of downloaded data sets and converted models; `EMLIB_CACHE_DIR` moves it."""
-    return Path(os.environ.get("EMLIB_CACHE_DIR", ROOT / "data"))
+    return Path(os.environ.get("EMLIB_CACHE_DIR") or ROOT / "data")
+
+
+def variables() -> dict[str, str]:
+    """Return those of `VARIABLES` that are set, with absolute paths: for a process that runs in another folder."""
+    return {name: str(Path(given).absolute()) for name in VARIABLES if (given := os.environ.get(name))}
 
 
 if __name__ == "__main__":  # for the Makefile, before anything is installed

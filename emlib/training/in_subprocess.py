@@ -82,7 +82,7 @@ def _first_that_fails(folder: Path, devices: Sequence[dict[str, str]]) -> tuple[
 def _worker(arguments: Sequence[str], device: dict[str, str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
     with output.open("wb") as out, subprocess.Popen(
             [sys.executable, "-m", "emlib.training.worker", *arguments], cwd=paths.ROOT, stdout=out,
-            stderr=subprocess.STDOUT, env=os.environ | {"EMLIB_HEADLESS": "1"} | device) as worker:
+            stderr=subprocess.STDOUT, env=os.environ | {"EMLIB_HEADLESS": "1"} | paths.variables() | device) as worker:
         try:
             yield worker
         finally:

@@ -9,7 +9,9 @@ profile and the files that it names, the demo data. Files with a new date and th
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -99,6 +101,14 @@ def chosen(found: list[Job], only: str = "") -> list[Job]:
         names = ", ".join(Path(job.log).stem for job in found[:12])
         raise ProfileError(f"No job is named like '{only}'. Jobs: {names}, and so on.")
     return fitting
+
+
+def rule_names(found: Sequence[Job]) -> list[str]:
+    """Return the name of each job's rule: letters, digits and "_" alone, with a digest where two would be equal."""
+    names = ["notebook_" + re.sub(r"\W+", "_", job.name).strip("_") for job in found]
+    often = Counter(names)
+    return [name if often[name] == 1 else f"{name}_{digests.of_text(job.name)[:8]}"
+            for name, job in zip(names, found, strict=True)]
 
 
 def content_digest(chapter: str, contents: Any) -> str:

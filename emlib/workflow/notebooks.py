@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     shown = WATCHED not in os.environ
     logging.basicConfig(level=logging.INFO, handlers=[_ProgressPrinter() if shown else logging.NullHandler()])
-    os.environ["EMLIB_HEADLESS"] = "1"
+    os.environ |= {"EMLIB_HEADLESS": "1"} | paths.variables()
     slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     # Kernels run in notebooks/, so that a path has to be absolute.
     profile = str(Path(asked.profile).resolve()) if paths.is_yaml(asked.profile) else asked.profile

@@ -119,13 +119,14 @@ class Faults:
 def controller(profile: str, runs: Path, environment: dict[str, str], jobs: int) -> subprocess.Popen[bytes]:
     """Snakemake as `make reproduce EXECUTOR=slurm JOBS=... ONLY=...` starts it, looking after its jobs more often."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
-               str(runs / "forty"), "--jobs", str(jobs), "--config", f"profile={profile}", f"only={SLICES}",
+               str(runs / "forty"), "--jobs", str(jobs),
                "--workflow-profile", str(paths.ROOT / "workflow" / "profiles" / "slurm"), "--rerun-triggers", "params",
                "input", "--rerun-incomplete", "--nolock", "--keep-going", "--default-resources", "cpus_per_task=1",
                "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2",
                "--latency-wait", "5"]
     with (runs / "controller.log").open("ab") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, env=environment | {"EMLIB_PROFILE": profile, "EMLIB_ONLY": SLICES},
+                                stdout=log, stderr=log, start_new_session=True)
 
 
 def attend(process: subprocess.Popen[bytes], faults: list[Fault], until: Callable[[], bool] = lambda: False) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from emlib.config import load_profile, overridden, profile_names
 from emlib.config.overrides import parsed
-from emlib.core import paths
+from emlib.core import machine, paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import as_yaml
 from emlib.study import overrides
@@ -158,7 +159,7 @@ def test_make_puts_a_study_where_the_notebooks_put_it(profile: str, folder: str,
     known = str(paths.ROOT / profile) if paths.is_yaml(profile) else profile
     [command] = [shlex.split(line) for line in said.splitlines() if " .venv/bin/snakemake " in line]
     assert command[command.index("--directory") + 1] == str(tmp_path / folder / paths.study_name(known))
-    assert command[command.index("--config") + 1] == f"profile={known}"
+    assert exported(tmp_path, ["EMLIB_PROFILE"], given, {}) == [known]
 
 
 @pytest.mark.parametrize("target", ["reproduce", "plan", "status", "panel", "report", "docs", "clean"])
@@ -170,15 +171,36 @@ def test_each_target_with_overrides_acts_on_the_study_that_has_them(target: str)
     assert "-m emlib.study.overrides demo " in command
 
 
-def test_make_resolves_folders_with_spaces(tmp_path: Path) -> None:
-    shown_names = " ".join(f'"$${{{name}-}}"' for name in ("EMLIB_RUNS_DIR", "EMLIB_CACHE_DIR", "EMLIB_DATA_DIR"))
-    (tmp_path / "more.mk").write_text(f"show:\n\t@printf '%s\\n' {shown_names}\n")
+def exported(folder: Path, names: Sequence[str], given: list[str], environment: dict[str, str]) -> list[str]:
+    """What make's commands find in their environment; two dashes for what is not set."""
+    shown = " ".join(f'"$${{{name}---}}"' for name in names)
+    (folder / "more.mk").write_text(f"show:\n\t@printf '%s\\n' {shown}\n")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("EMLIB_", "OMP_"))}
+    command = ["make", "--no-print-directory", "-f", "Makefile", "-f", str(folder / "more.mk"), "show", *given]
+    return subprocess.run(command, cwd=paths.ROOT, check=True, capture_output=True, text=True,
+                          env=clean | environment).stdout.splitlines()
+
+
+@pytest.mark.parametrize("by_argument", [False, True])
+def test_make_resolves_folders_with_spaces(by_argument: bool, tmp_path: Path) -> None:
     given = {"EMLIB_RUNS_DIR": "my runs", "EMLIB_CACHE_DIR": f"{tmp_path}/a  cache/../it's"}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMLIB_")}
-    command = ["make", "--no-print-directory", "-f", "Makefile", "-f", str(tmp_path / "more.mk"), "show"]
-    shown = subprocess.run(command, cwd=paths.ROOT, check=True, capture_output=True, text=True,
-                           env=environment | given).stdout
-    assert shown.splitlines() == [str(paths.ROOT / "my runs"), f"{tmp_path}/it's", ""]
+    arguments = [f"{name}={value}" for name, value in given.items()]
+    found = exported(tmp_path, paths.VARIABLES, *((arguments, {}) if by_argument else ([], given)))
+    assert found == [str(paths.ROOT / "my runs"), f"{tmp_path}/it's", "--"]
+
+
+@pytest.mark.parametrize(("given", "threads"), [
+    (["JOBS=1"], machine.cpus()), (["JOBS=2"], max(1, machine.cpus() // 2)), (["OMP_NUM_THREADS=3"], 3),
+    (["EXECUTOR=slurm"], "--")])  # there, each job takes as many as its node gives it
+def test_jobs_share_the_cores_of_one_machine(given: list[str], threads: object, tmp_path: Path) -> None:
+    assert exported(tmp_path, ["OMP_NUM_THREADS"], given, {}) == [str(threads)]
+
+
+@pytest.mark.parametrize("name", ["2024", "1e3", "a#b", "it's  a/run #2/mine.yaml", 'say "on"/mine.yaml', "02*"])
+def test_names_reach_the_jobs_as_they_are(name: str, tmp_path: Path) -> None:
+    known = str(paths.ROOT / name) if paths.is_yaml(name) else name
+    found = exported(tmp_path, ["EMLIB_PROFILE", "EMLIB_ONLY"], [f"PROFILE={name}", f"ONLY={name}"], {})
+    assert found == [known, name]
 
 
 @pytest.mark.slow

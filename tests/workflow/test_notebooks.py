@@ -367,6 +367,23 @@ def test_a_failing_cell_is_told_and_the_notebook_is_kept(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
+def test_a_relative_folder_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in the folder that the notebook runs in."""
+    book = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell("profile = 'demo'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("import os\nprint(os.environ['EMLIB_RUNS_DIR'], os.environ['EMLIB_CACHE_DIR'])")],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    nbformat.write(book, tmp_path / "90_where.ipynb")
+    monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, folder in {"EMLIB_RUNS_DIR": "out", "EMLIB_CACHE_DIR": "cache"}.items():
+        monkeypatch.setenv(name, folder)
+    notebooks.main(["90_where", "--profile", "tiny"])
+    [_, cell] = nbformat.read(tmp_path / "out" / "tiny" / "notebooks" / "90_where.ipynb", as_version=4).cells[-2:]
+    assert cell.outputs[0].text == f"{tmp_path / 'out'} {tmp_path / 'cache'}\n"
+
+
+@pytest.mark.slow
 def test_output_that_comes_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell has ended, and the thread that sends its output has not had its turn yet, as on a busy machine."""
     code = "import time\nget_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(6))\nprint(6 * 7)"
@@ -379,9 +396,10 @@ def test_output_that_comes_late_is_waited_for(tmp_path: Path, monkeypatch: pytes
 def snakemake(folder: Path, profile: str, *more: str) -> None:
     """Run a profile, or what `more` asks for of it, two jobs at once."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
-               str(folder), "--cores", "2", "--config", f"profile={profile}", "--rerun-triggers", "params", "input",
+               str(folder), "--cores", "2", "--rerun-triggers", "params", "input",
                "--nolock", "--quiet", "all", *more]
-    done = subprocess.run(command, check=False, env=os.environ | ONE_THREAD | {"EMLIB_RUNS_DIR": str(folder.parent)},
+    done = subprocess.run(command, check=False, env=os.environ | ONE_THREAD | {
+        "EMLIB_PROFILE": profile, "EMLIB_RUNS_DIR": str(folder.parent)},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
