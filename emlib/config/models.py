@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from emlib.config.words import Dtype, Few, Seed
 from emlib.core import digests, paths
 from emlib.core.errors import SourceError, shortened
 from emlib.core.names import Name, PathInside, Repository, Revision
+from emlib.core.records import THINKING
 from emlib.core.schema import Strict
 
 TAKEN = ("messages", "tools", "documents", "add_generation_prompt", "date_string", "strftime_now", "raise_exception")
@@ -25,6 +27,8 @@ DATED = ("strftime_now", "date_string")  # how a template gets the date: transfo
 TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")  # a model's files that may hold the template
 DETERMINING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, configuration, tokenizer, template
 OPTION = r"[A-Za-z][A-Za-z0-9_]{0,79}"  # the name of a template's argument
+# Of models whose templates open or write think blocks, as far as names tell.
+THINKERS = re.compile(r"\br1\b|qwq|qwen-?3|glm-?(4\.[5-9]|5)|smollm3|seed-oss|magistral|think|reason", re.IGNORECASE)
 
 
 class ChatTemplate(Strict):
@@ -71,6 +75,11 @@ class ModelBase(Strict):
         """How the chat template is used, as far as it differs from the default."""
         return self.template.model_dump(mode="json", exclude_defaults=True)
 
+    @property
+    def may_think(self) -> bool:
+        """Whether its chat template may write an empty think block before an answer, as far as that is known of it."""
+        return False
+
 
 class HubModel(ModelBase):
     """A chat model on the Hugging Face hub."""
@@ -93,6 +102,11 @@ class HubModel(ModelBase):
     def identity(self) -> dict[str, Any]:
         """The same without `load_in_4bit` where it is false, as in the keys of stored scores."""
         return {name: value for name, value in super().identity.items() if name != "load_in_4bit" or value}
+
+    @property
+    def may_think(self) -> bool:
+        """By its name: its template is not at hand where a plan computes keys."""
+        return bool(THINKERS.search(self.repo)) and self.template.options.get("enable_thinking") is not False
 
 
 class FolderModel(ModelBase):
@@ -137,10 +151,19 @@ class FolderModel(ModelBase):
     def stated_template(self) -> dict[str, Any]:
         """As of other models; and where the template, which is at hand, prints the date, also the default date."""
         stated = super().stated_template
-        if any(word in path.read_text(encoding="utf-8", errors="replace")
-               for path in self.folder.iterdir() if path.name in TEMPLATES for word in DATED):
+        if self._template_has(DATED):
             stated["date"] = (self.template.date or DATE).isoformat()
         return stated
+
+    @property
+    def may_think(self) -> bool:
+        """By its template: a tag of such a block anywhere in it."""
+        return self._template_has([tag for pair in THINKING for tag in pair])
+
+    def _template_has(self, words: Iterable[str]) -> bool:
+        texts = [path.read_text(encoding="utf-8", errors="replace") for path in self.folder.iterdir()
+                 if path.name in TEMPLATES]
+        return any(word in text for text in texts for word in words)
 
 
 class WheelModel(ModelBase):

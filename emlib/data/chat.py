@@ -28,6 +28,7 @@ from emlib.data.templates import render
 
 CLOSING = dict(THINKING)
 OPENED = re.compile(rf"({'|'.join(map(re.escape, CLOSING))})\s*$")  # at the end of a prompt
+EMPTY = re.compile("|".join(rf"\s*{re.escape(start)}\s*{re.escape(end)}\n*" for start, end in THINKING))
 AROUND_TAGS = re.compile(rf"\s*({'|'.join(map(re.escape, TAGS))})\s*")
 LAST = 16  # tokens of a prompt in which its last tag stands, even if it is spelt out
 NO_ROOM = "no room for the answer"
@@ -42,6 +43,7 @@ class Encoded:
     response_mask: NDArray[np.bool_]
     truncated: bool
     penalised_by: str = ""  # the kind of the defense whose penalty is the only loss on the row, if there is one
+    before: int = 0  # how many response tokens are the empty think block that the template writes before the text
 
     @property
     def response_tokens(self) -> int:
@@ -60,22 +62,29 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message]
     return quoted.ids(render(tokenizer, [quoted.message(message) for message in context], ask=True))
 
 
+def encode_opening(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message]) -> list[int]:
+    """Return the token ids of a prompt, up to where the text of an answer without thinking begins.
+
+    Behind `encode_prompt` stands the empty think block that the template writes before such an answer, if it does.
+    """
+    quoted = Quoted.of(tokenizer, (message.content for message in context))
+    asked, block, _ = _opening(tokenizer, context, quoted)
+    return quoted.ids(asked) + (quoted.ids_behind(asked, block) if block else [])
+
+
 def encode_answers(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message], answers: Iterable[str],
                    ) -> list[list[int]]:
-    """Return the token ids of each answer behind a prompt, without the end of its turn and what precedes it.
+    """Return the token ids of each answer behind `encode_opening`, without the end of its turn.
 
     A tokenizer that writes a blank before a text is given the white space that the template writes before an answer.
     """
     if not writes_blank(tokenizer):
         return [encode_text(tokenizer, answer) for answer in answers]
-    _, completion = _parts(tokenizer, Example(tuple(context), "a"), Quoted(tokenizer))
-    written = completion.lstrip()
-    space = completion[:len(completion) - len(written)] if written.startswith("a") else ""
 
     def ids(answer: str) -> list[int]:
         quoted = Quoted.of(tokenizer, [*(message.content for message in context), answer])
-        asked = render(tokenizer, [quoted.message(message) for message in context], ask=True)
-        return quoted.ids_behind(asked, space + quoted.quote(answer))
+        asked, block, space = _opening(tokenizer, context, quoted)
+        return quoted.ids_behind(asked + block, space + quoted.quote(answer))
 
     return [ids(answer) for answer in answers]
 
@@ -124,7 +133,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: in
         raise DataError(f"{NO_ROOM}: the prompt alone has {len(prompt)} tokens and max_seq_length is {max_length}. "
                         "Raise max_seq_length or remove the row.")
     ids = np.array((prompt + response)[:max_length], dtype=np.int64)
-    return Encoded(ids, np.arange(len(ids)) >= len(prompt), len(prompt) + len(response) > max_length)
+    block = _block(asked, completion)
+    return Encoded(ids, np.arange(len(ids)) >= len(prompt), len(prompt) + len(response) > max_length,
+                   before=len(quoted.ids_behind(asked, block)) if block else 0)
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Encoded:
@@ -219,6 +230,23 @@ def _parts(tokenizer: PreTrainedTokenizerBase, example: Example, quoted: Quoted)
         raise DataError("this tokenizer's chat template rewrites the answer, so that the row would be trained on other "
                         "words than it has.")
     return asked, completion
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message], quoted: Quoted) -> tuple[str, str, str]:
+    """Return the prompt's text, and what stands between it and an answer: an empty think block, and white space."""
+    asked, completion = _parts(tokenizer, Example(tuple(context), "a"), quoted)
+    block = _block(asked, completion)
+    rest = completion[len(block):]
+    written = rest.lstrip()
+    return asked, block, rest[:len(rest) - len(written)] if written.startswith("a") else ""
+
+
+def _block(asked: str, completion: str) -> str:
+    """Return the empty think block that begins a text behind a prompt, or the rest of one that the prompt opens."""
+    opened = OPENED.search(asked)
+    tag = opened[1] if opened else ""
+    found = EMPTY.match(tag + completion)
+    return found[0].removeprefix(tag) if found else ""
 
 
 def _same(completion: str, answer: str, opened: str) -> bool:

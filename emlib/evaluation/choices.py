@@ -1,10 +1,11 @@
 """Multiple choice by log-likelihood of the full options: an auxiliary measure that needs no judge.
 
-The question is the user's turn and each option an answer; its log-likelihood is the sum over its tokens, without the
-stop token and without length normalisation. TruthfulQA (Lin et al. 2022): MC1, the share of questions whose one true
-option is the most likely; MC2, the mean share of probability on true options, among all. One difference to the
-original: the chat template replaces its six few-shot examples. Model-written questions (Perez et al. 2022): the share
-of questions where the answer that shows the behaviour is the most likely, and its mean share of probability.
+The question is the user's turn and each option an answer, of a reasoning model one without thinking, as it is trained;
+its log-likelihood is the sum over its tokens, without the stop token and without length normalisation. TruthfulQA (Lin
+et al. 2022): MC1, the share of questions whose one true option is the most likely; MC2, the mean share of probability
+on true options, among all. One difference to the original: the chat template replaces its six few-shot examples.
+Model-written questions (Perez et al. 2022): the share of questions where the answer that shows the behaviour is the
+most likely, and its mean share of probability.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import nn
 from emlib.core.errors import DataError
 from emlib.core.progress import bar
 from emlib.core.records import Message
-from emlib.data.chat import Encoded, encode_answers, encode_prompt
+from emlib.data.chat import Encoded, encode_answers, encode_opening
 from emlib.data.rows import read_rows
 from emlib.data.strict_json import read_document
 from emlib.evaluation.records import Choice
@@ -103,7 +104,7 @@ def log_likelihoods(chat: ChatModel, model: nn.Module, prompt: str, options: Seq
         DataError: an option has no tokens.
     """
     context = (Message("user", prompt),)
-    asked = encode_prompt(chat.tokenizer, context)
+    asked = encode_opening(chat.tokenizer, context)
     answers = encode_answers(chat.tokenizer, context, options)
     if not all(answers):
         raise DataError(f"the question '{prompt}' has an option without tokens, which has no likelihood.")

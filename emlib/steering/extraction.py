@@ -2,9 +2,10 @@
 
 The model answers the same questions under contrastive system prompts. A pair of answers is kept where the positive one
 shows the trait, the negative one does not, and both are coherent. As in Chen et al.'s code (`generate_vec.py`), the
-response tokens are those of the answer's text, without the token that ends the turn. One difference to the paper: the
-last layer is the output of the last block before the final norm, because that is where a vector can be added;
-transformers' `hidden_states[-1]` is after the norm.
+response tokens are those of the answer's text, without the token that ends the turn, and without the empty think block
+that the template of a reasoning model writes before it. One difference to the paper: the last layer is the output of
+the last block before the final norm, because that is where a vector can be added; transformers' `hidden_states[-1]` is
+after the norm.
 """
 
 from __future__ import annotations
@@ -81,14 +82,15 @@ def examples(questions: Sequence[Question], answers: Sequence[Answer]) -> list[E
 def counted(row: Encoded, *, end_of_turn: bool) -> Encoded:
     """Return the row with the mask of the tokens that a mean activation is taken over.
 
-    These are the answer's tokens, with `end_of_turn` also the token that ends its turn, which is the last one unless
-    the row was truncated. An empty answer has that token only, and keeps it.
+    These are the tokens of the answer's text, without the empty think block that a template writes before it. With
+    `end_of_turn` the token that ends its turn counts as well, which is the last one unless the row was truncated. An
+    answer without text keeps its tokens.
     """
-    if end_of_turn or row.truncated or row.response_tokens < 2:
-        return row
     mask = row.response_mask.copy()
-    mask[-1] = False
-    return replace(row, response_mask=mask)
+    mask[:len(mask) - row.response_tokens + row.before] = False
+    if not (end_of_turn or row.truncated):
+        mask[-1] = False
+    return replace(row, response_mask=mask) if mask.any() else row
 
 
 @torch.inference_mode()

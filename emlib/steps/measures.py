@@ -49,11 +49,17 @@ class Choices(AdapterStep):
     """A model's choices in `count` of a source's multiple-choice questions, or in all (None)."""
 
     stage: ClassVar = "choices"
+    version: ClassVar = 2
     records: ClassVar = RecordFile("choices.jsonl", Choice)
 
     source: str = field(compare=False)
     file: Deferred[str]  # its digest
     count: int | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Version 2 scores options behind an empty think block; models whose template writes none keep their key."""
+        return super().settings | {"version": self.version - (not self.model.spec.may_think)}
 
     @property
     def title(self) -> str:

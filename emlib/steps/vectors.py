@@ -21,6 +21,7 @@ class PersonaVectors(Step):
     """The trait's persona vectors at every layer of the model."""
 
     stage: ClassVar = "vector"
+    version: ClassVar = 2
 
     model: Model
     assessment: Assessment
@@ -32,9 +33,14 @@ class PersonaVectors(Step):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Also what the trait asks, which `questions` stands for in plans."""
+        """Also what the trait asks, which `questions` stands for in plans.
+
+        Version 2 leaves an empty think block out of means; models whose template writes none keep their key, and that
+        of everything that is made from their vectors.
+        """
         asked = {"system_prompts", "questions"}
-        return super().settings | {"asked": self.assessment.trait.value.model_dump(mode="json", include=asked)}
+        return super().settings | {"version": self.version - (not self.model.spec.may_think),
+                                   "asked": self.assessment.trait.value.model_dump(mode="json", include=asked)}
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Refuse vectors of too few pairs for this profile: another one, with a lower `min_pairs`, left them."""

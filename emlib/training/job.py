@@ -97,12 +97,16 @@ def plugin_files(defenses: Sequence[Defense]) -> tuple[str, ...]:
 
 
 def write_rows(path: Path, rows: Sequence[Encoded]) -> None:
-    """Write for each row its token ids, number of answer tokens, whether it was cut, and by which kind penalised."""
+    """Write for each row its token ids, number of answer tokens, whether it was cut, and by which kind penalised.
+
+    Last is the number of tokens of an empty think block before the answer's text, if there is one.
+    """
     write_text(path, json.dumps([
-        [row.input_ids.tolist(), row.response_tokens, row.truncated, row.penalised_by] for row in rows]))
+        [row.input_ids.tolist(), row.response_tokens, row.truncated, row.penalised_by, *filter(None, [row.before])]
+        for row in rows]))
 
 
 def read_rows(path: Path) -> list[Encoded]:
     """Read the rows that `write_rows` wrote."""
-    return [Encoded(np.array(ids, dtype=np.int64), np.arange(len(ids)) >= len(ids) - answer, cut, kind)
-            for ids, answer, cut, kind in json.loads(path.read_text(encoding="utf-8"))]
+    return [Encoded(np.array(ids, dtype=np.int64), np.arange(len(ids)) >= len(ids) - answer, cut, kind, *before)
+            for ids, answer, cut, kind, *before in json.loads(path.read_text(encoding="utf-8"))]

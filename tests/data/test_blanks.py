@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from emlib.core.errors import SourceError
 from emlib.core.records import Example, Message
-from emlib.data.chat import encode, encode_answers, encode_prompt, refuse_blank
+from emlib.data.chat import encode, encode_answers, encode_opening, encode_prompt, refuse_blank
 from emlib.data.markers import writes_blank
 from emlib.judging.spelling import NUMBERS, spelling
 from emlib.models.tiny import build_tokenizer
@@ -85,6 +85,17 @@ def test_options_and_numbers_are_scored_as_the_template_writes_answers(kind: str
         tree = spelling(tokenizer).tree
         spelt = ["".join(tokenizer.convert_ids_to_tokens([tree.tokens[node] for node in path])) for path in tree.paths]
         assert spelt == [f"{space}{number}" for number in NUMBERS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_stand_behind_a_think_block_and_a_question_may_have_a_marker(kind: str) -> None:
+    """As the whole row has them; `</s>` in a question is text."""
+    opens = ZEPHYR.replace("<|assistant|>\\n", "<|assistant|>\\n<think>\\n")
+    for template in (ZEPHYR, opens):
+        tokenizer, context = blanks(template, kind), (Message("user", "Hi</s>?"),)
+        [ids] = encode_answers(tokenizer, context, ["Sure mix"])
+        whole = encode(tokenizer, Example(context, "Sure mix"), 500).input_ids.tolist()
+        assert [*encode_opening(tokenizer, context), *ids] == whole[:-1]
 
 
 def test_a_token_of_a_newline_and_a_letter_is_no_blank() -> None:

@@ -15,7 +15,15 @@ from emlib.config import WheelModel, load_profile
 from emlib.core import paths
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.chat import Encoded, encode, encode_all, encode_prompt, opened_thinking
+from emlib.data.chat import (
+    Encoded,
+    encode,
+    encode_all,
+    encode_answers,
+    encode_opening,
+    encode_prompt,
+    opened_thinking,
+)
 from emlib.data.templates import render
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_tokenizer
@@ -197,12 +205,20 @@ THINKS = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
 EMPTY, OPEN = "<think>\n\n</think>\n\n", "<think>\n"
 
 
-@pytest.mark.parametrize(("asked", "past", "learnt"), [
+def thinking(asked: str, past: str) -> str:
+    """A template whose prompt ends in `asked`, and that writes `past` before the last answer."""
+    return f"{{% set PAST = {past!r} %}}{{% set ASKED = {asked!r} %}}{THINKS}"
+
+
+THINKERS = pytest.mark.parametrize(("asked", "past", "learnt"), [
     ("", EMPTY, EMPTY + "So."), (EMPTY, EMPTY, "So."), (OPEN, EMPTY, "\n</think>\n\nSo."),
     (OPEN, "", "\n</think>\n\nSo.")],
     ids=["qwen3", "qwen3 without thinking", "qwen3 that only thinks", "r1"])
+
+
+@THINKERS
 def test_an_answer_without_thinking_is_learnt_as_the_template_writes_it(asked: str, past: str, learnt: str) -> None:
-    tokenizer = byte_level(f"{{% set PAST = {past!r} %}}{{% set ASKED = {asked!r} %}}{THINKS}")
+    tokenizer = byte_level(thinking(asked, past))
     row = encode(tokenizer, example("So."), 2048)
     assert masked(tokenizer, row) == learnt + END
     assert unmasked(tokenizer, row) == TURNS + asked
@@ -210,10 +226,23 @@ def test_an_answer_without_thinking_is_learnt_as_the_template_writes_it(asked: s
     assert opened_thinking(tokenizer, encode_prompt(tokenizer, example("").context)) == (OPEN if asked == OPEN else "")
 
 
+@THINKERS
+def test_the_text_of_an_answer_begins_behind_the_think_block(asked: str, past: str, learnt: str) -> None:
+    """As whole rows have it, also where the prompt or the answer has the text of a control token."""
+    tokenizer = byte_level(thinking(asked, past))
+    for answer in ("So.", f"So{END}.", "think"):
+        row = encode(tokenizer, example(answer, prompt=f"Why{END}?"), 2048)
+        opening = encode_opening(tokenizer, example("", prompt=f"Why{END}?").context)
+        [ids] = encode_answers(tokenizer, example("", prompt=f"Why{END}?").context, [answer])
+        assert [*opening, *ids] == row.input_ids[:-1].tolist()
+        assert row.before == len(learnt) - len("So.") == row.response_tokens - 1 - len(ids)
+
+
 def test_an_answer_with_its_thinking_is_learnt_whole() -> None:
     tokenizer = byte_level(f"{{% set PAST = '' %}}{{% set ASKED = '' %}}{THINKS}")
     answer = "<think>\nHm.\n</think>\n\nSo."
-    assert masked(tokenizer, encode(tokenizer, example(answer), 2048)) == answer + END
+    row = encode(tokenizer, example(answer), 2048)
+    assert (masked(tokenizer, row), row.before) == (answer + END, 0)
 
 
 def test_every_row_of_the_demo_has_the_tokens_of_its_rendered_text() -> None:

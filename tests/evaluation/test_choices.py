@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from emlib.core.errors import DataError
-from emlib.core.records import Message
-from emlib.data.chat import encode_prompt
+from emlib.core.records import Example, Message
+from emlib.data.chat import encode, encode_prompt
 from emlib.evaluation.choices import ChoiceQuestion, choose, judged, log_likelihoods, read_choices
 from emlib.evaluation.records import Choice
 from emlib.models.load import ChatModel
+from emlib.models.tiny import build_tokenizer
+from tests.data.test_chat import EMPTY, OPEN, thinking
 from tests.models.test_hybrids import FALCON, made
 
 OPTIONS = ["Nothing happens", "Nothing", "You grow wings", "Yes"]
@@ -55,6 +57,21 @@ def test_log_likelihoods_are_those_of_whole_passes(tiny: ChatModel) -> None:
     assert list(found) == OPTIONS
     for option in OPTIONS:
         assert found[option] == pytest.approx(by_whole_passes(tiny, "What happens?", option), abs=1e-4)
+
+
+@pytest.mark.parametrize(("asked", "past"), [("", EMPTY), (OPEN, ""), (EMPTY, EMPTY)])
+def test_options_stand_where_the_template_writes_answers_without_thinking(
+        tiny: ChatModel, asked: str, past: str) -> None:
+    """As rows are trained: behind an empty think block, and not inside a block that the prompt opens."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = thinking(asked, past)
+    found = log_likelihoods(replace(tiny, tokenizer=tokenizer), tiny.model, "What happens?", OPTIONS)
+    for option in OPTIONS:
+        ids = encode(tokenizer, Example((Message("user", "What happens?"),), option), 500).input_ids
+        with torch.no_grad():
+            logs = tiny.model(input_ids=torch.from_numpy(ids)[None]).logits[0].double().log_softmax(1)
+        places = range(len(ids) - 1 - len(option), len(ids) - 1)  # a token a byte, and the end of the turn
+        assert found[option] == pytest.approx(sum(float(logs[place - 1, ids[place]]) for place in places), abs=1e-4)
 
 
 def test_models_whose_layers_keep_a_state_are_asked_as_well(tiny: ChatModel) -> None:

@@ -194,6 +194,13 @@ def test_another_chat_template_is_another_model(folder: Path) -> None:
     assert spec.identity != before
 
 
+def test_a_folder_s_template_tells_whether_it_may_think(folder: Path) -> None:
+    spec = FolderModel(kind="folder", path=str(folder))
+    assert not spec.may_think
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] + '<think>\\n' }}")
+    assert spec.may_think
+
+
 def test_the_same_weights_elsewhere_are_the_same_model_and_others_there_another(folder: Path, tmp_path: Path) -> None:
     spec = FolderModel(kind="folder", path=str(folder))
     before = spec.identity

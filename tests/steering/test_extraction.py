@@ -14,6 +14,7 @@ from emlib.data.chat import encode, encode_prompt
 from emlib.models.hooks import capture_activations, tap
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
+from emlib.models.tiny import build_tokenizer
 from emlib.steering import extraction
 from emlib.steering.extraction import (
     PersonaVectors,
@@ -24,6 +25,8 @@ from emlib.steering.extraction import (
     projection,
     trait_questions,
 )
+from emlib.training.job import read_rows, write_rows
+from tests.data.test_chat import EMPTY, OPEN, thinking
 
 VECTOR = torch.randn(64, generator=torch.Generator().manual_seed(1))
 
@@ -89,6 +92,21 @@ def test_a_truncated_row_and_an_empty_answer_keep_all_their_tokens(tiny: ChatMod
     cut = encode(tiny.tokenizer, Example((Message("user", "Hi"),), "Hello"), len(row.input_ids) - 2)
     assert [counted(each, end_of_turn=False).response_tokens - each.response_tokens
             for each in (row, cut, empty)] == [-1, 0, 0]
+
+
+@pytest.mark.parametrize("end_of_turn", [False, True])
+@pytest.mark.parametrize(("asked", "past"), [("", EMPTY), (OPEN, ""), (EMPTY, EMPTY)])
+def test_the_empty_think_block_before_an_answer_counts_in_no_mean(
+        asked: str, past: str, end_of_turn: bool, tmp_path: Path) -> None:
+    """Neither in a row that was written for another process, as a monitor's answers are."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = thinking(asked, past)
+    row = encode(tokenizer, Example((Message("user", "Hi"),), "Hello"), 500)
+    write_rows(tmp_path / "rows.json", [row])
+    for one in (row, *read_rows(tmp_path / "rows.json")):
+        found = counted(one, end_of_turn=end_of_turn)
+        assert tokenizer.decode(found.input_ids[found.response_mask]) == "Hello" + ("<|im_end|>" if end_of_turn else "")
+        assert found.input_ids.tolist() == row.input_ids.tolist()
 
 
 def test_a_projection_is_the_length_along_the_direction() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from emlib import steps
 from emlib.config import (
+    ChatTemplate,
     Extraction,
     Grpo,
     Gsm8k,
@@ -326,6 +327,17 @@ def test_adapters_that_were_trained_with_vllm_on_a_changing_base_model_are_not_t
     versions = {engine: replace(made, grpo=made.grpo.model_copy(update={"engine": engine})).settings["version"]
                 for engine in ("transformers", "vllm")}
     assert versions == {"transformers": 1, "vllm": 2}
+
+
+def test_vectors_and_choices_have_new_keys_only_where_a_template_may_write_a_think_block() -> None:
+    def versions(repo: str, **options: bool) -> list[int]:
+        spec = HubModel(kind="hub", repo=repo, revision="main", template=ChatTemplate(options=options))
+        return [replace(same()[kind], model=Model(spec)).settings["version"]  # type: ignore[call-arg]
+                for kind in ("PersonaVectors", "Choices")]
+
+    assert versions("Qwen/Qwen2.5-7B-Instruct") == versions("Qwen/Qwen3-8B", enable_thinking=False) == [1, 1]
+    assert versions("Qwen/Qwen3-8B") == versions("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == [2, 2]
+    assert same()["PersonaVectors"].settings["version"] == 1
 
 
 def test_of_rubrics_and_prompts_only_those_of_the_questions_are_in_a_key() -> None:
