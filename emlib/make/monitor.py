@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from emlib.core.errors import ProfileError
 from emlib.core.files import write_records
+from emlib.core.progress import say
 from emlib.core.seeds import some_of
 from emlib.data.chat import Encoded, encode_all
 from emlib.evaluation.records import READINGS
 from emlib.generation.sample import known_ids
+from emlib.judging.judges import ONLY_THINKS
 from emlib.make.session import Session, maker
 from emlib.models.kernels import fitted
 from emlib.models.load import stop_tokens
@@ -28,27 +31,33 @@ def inputs(step: MonitorInputs, session: Session, folder: Path) -> Facts:
     if step.pool is not None:
         some = some_of(session.read(step.pool), step.rows, "monitor")
         rows["pool"] = encode_all(tokenizer, some, step.max_length).rows
-    answers = _answers(step, session)
+    answers, left_out = _answers(step, session)
     directions = {(trait, layer): extraction.unit(session.vector(vectors, layer).cpu(), layer)
                   for trait, vectors in step.vectors for layer in step.layers}
     write_inputs(folder, rows, answers, directions, end_of_turn=session.profile.extraction.end_of_turn,
                  drawn=step.drawn, stops=sorted(stop_tokens(session.chat.model, tokenizer)), known=known_ids(tokenizer),
                  tokens=0 if step.answers is None else step.answers.evaluation.sampling.max_new_tokens)
-    return {"answers": len(answers), **{name: len(listed) for name, listed in rows.items()}}
+    return {"answers": len(answers), **{name: len(listed) for name, listed in rows.items()},
+            **({"left_out": left_out} if left_out else {})}
 
 
-def _answers(step: MonitorInputs, session: Session) -> list[Encoded]:
-    """Return the base model's answers as tokenised conversations, without empty ones."""
+def _answers(step: MonitorInputs, session: Session) -> tuple[list[Encoded], dict[str, int]]:
+    """Return the base model's answers as tokenised conversations, and how many are left out, by reason."""
     if step.answers is None:
-        return []
+        return [], {}
     drawn = session.read(step.answers)
     if step.drawn and any(answer.without_thinking() != answer for answer in drawn):
         raise ProfileError("'monitor.answers' is drawn, but the model thinks before it answers, and the monitor would "
                            "compare its thoughts with the base model's answers. Set it to base.")
-    answers = [answer for answer in drawn
-               if answer.final is not None and answer.without_thinking().text.strip()]
-    return encode_all(session.chat.tokenizer, extraction.examples(step.answers.evaluation.questions.all, answers),
-                      step.max_length).rows
+    answers = [answer for answer in drawn if answer.without_thinking().text.strip()]
+    found = encode_all(session.chat.tokenizer, extraction.examples(step.answers.evaluation.questions.all, answers),
+                       step.max_length)
+    unclosed = sum(answer.final is None for answer in drawn)
+    left_out = Counter({ONLY_THINKS: unclosed, "empty": len(drawn) - len(answers) - unclosed}) + found.reasons
+    if left_out:
+        say(f"{step.title}: {left_out.total()} of {len(drawn)} answers of the base model are left out ("
+            + ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) + ")")
+    return found.rows, dict(left_out)
 
 
 @maker.register

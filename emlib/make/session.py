@@ -30,6 +30,7 @@ from emlib.models.context import refuse_longer_rows
 from emlib.models.load import ChatModel, load
 from emlib.steering import extraction
 from emlib.steps.added import AddedRows
+from emlib.steps.monitor import MonitorInputs
 from emlib.steps.recipes import Recipes
 from emlib.steps.specs import Model
 from emlib.steps.vectors import PersonaVectors
@@ -129,13 +130,13 @@ class Session(AbstractContextManager["Session"]):
         """Return the artefact of a step. Make it and its inputs if they are missing.
 
         Raises:
-            EmlibError: persona vectors in the store are of fewer pairs than the profile's `min_pairs`.
+            EmlibError: persona vectors are of fewer pairs than the profile's `min_pairs`, or a monitor has no answer.
         """
         for other in step.made_with:
             if self.store.find(step) is None:
                 self.need(other)  # before this step's lock is taken, because that maker takes it
         found = self.store.get(step, lambda folder: self._made(step, folder))
-        if isinstance(step, PersonaVectors):
+        if isinstance(step, PersonaVectors | MonitorInputs):
             step.check(found.facts)
         return found
 

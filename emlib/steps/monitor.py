@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from emlib.config import Monitor
+from emlib.core.errors import ProfileError
 from emlib.core.step import Step, Work
 from emlib.data.lazy import Rows
 from emlib.data.sizes import Sizes, likely_tokens
@@ -34,6 +36,21 @@ class MonitorInputs(Step):
     @property
     def title(self) -> str:
         return f"what the monitor reads: {'answers' if self.held_out is None else self.held_out.title}"
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Refuse answers of which none can be read, before anything is trained that would ask for drift or KL.
+
+        Raises:
+            ProfileError: none can; the message says why.
+        """
+        if self.answers is None or facts["answers"]:
+            return
+        sampling = self.answers.evaluation.sampling
+        why = "; ".join(f"{count}: {reason}" for reason, count in facts.get("left_out", {}).items()) or "not known why"
+        raise ProfileError("A monitor has no answer of the untrained model to read the drift on: all of them, of "
+                           f"{sampling.max_new_tokens} tokens at most, are left out ({why}). If the model thinks, "
+                           "set enable_thinking: false (model.template.options) or raise monitor.tokens. Losses alone "
+                           "need no answer (monitor.layers: [], and of early_stop drift: null).")
 
     def tokens(self, sizes: Sizes) -> int:
         """Estimate the tokens of one reading."""

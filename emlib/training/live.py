@@ -51,9 +51,11 @@ def draw(title: str, readings: Sequence[Reading]) -> Any:
               "loss, nats per token": [one.losses for one in readings],
               "KL to the base model, nats": [{} if one.kl is None else {"KL": one.kl} for one in readings]}
     for axis, (label, curves) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for name in curves[0]:
-            axis.plot(steps, [values[name] for values in curves], marker=".", label=name.replace("_", " "))
-        if len(curves[0]) > 0:
+        names = dict.fromkeys(name for values in curves for name in values)
+        for name in names:
+            line = [values.get(name, float("nan")) for values in curves]
+            axis.plot(steps, line, marker=".", label=name.replace("_", " "))
+        if names:
             axis.legend(frameon=False, fontsize="small")
         axis.set(xlabel="step", title=label)
         axis.grid(alpha=0.3)

@@ -1,11 +1,12 @@
 """Reading a model between two steps of its training (arXiv 2606.07631; persona vectors: Chen et al. 2025).
 
-    d_t = mean over answers and tokens of (h_t - h_0) . v / |v|        the drift along a persona vector v
+    d_t = mean over answers of the mean over tokens of (h_t - h_0) . v / |v|      the drift along a persona vector v
 
-h is the output of a layer on general answers; h_0 is the base model's. A reading has the drift along each vector, the
-mean KL(model || base) per token of these answers, in nats, and the mean loss on rows that are not trained on, in nats
-per response token. The model is read in evaluation mode and without the contexts of its defenses (`Defense.active`), as
-it will be used. Weights, mode and random numbers are then as before: no step changes.
+h is the output of a layer on general answers, each of which counts the same, whatever its length; h_0 is the base
+model's. A reading has the drift along each vector, the mean KL(model || base) per token of all these answers, in nats,
+and the mean loss on rows that are not trained on, in nats per response token. The model is read in evaluation mode and
+without the contexts of its defenses (`Defense.active`), as it will be used. Weights, mode and random numbers are then
+as before: no step changes.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 from emlib.config import load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
+from emlib.core.records import Answer
 from emlib.data.sizes import Sizes
 from emlib.evaluation.records import MONITOR as MONITORED
 from emlib.evaluation.records import Reading, read_readings
@@ -91,6 +92,30 @@ def test_readings_of_another_monitor_are_left_out_and_told(
     manifests.write(found.folder, unsaid)
     assert study.readings(run) == []
     assert "does not say with which" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("second", ["", "Yes."])
+def test_answers_that_only_think_are_counted_and_where_none_is_left_nothing_is_trained(
+        study: Study, capsys: pytest.CaptureFixture[str], second: str) -> None:
+    """Else there would be no drift, which a defense that stops at it asks for after the first steps."""
+    [run] = study.runs(methods=["misaligned"])
+    step = study.task(run).adapter(run).spec.monitor.inputs.answers
+    given = [Answer(question.id, 0, text, "length", 8)
+             for question, text in zip(step.evaluation.questions.all, ("<think>\nHm.", second), strict=True)]
+
+    def planted(folder: Path) -> dict[str, Any]:
+        step.records.write(folder, given)
+        return {}
+
+    study.store.get(step, planted)
+    if second:
+        study.complete([run])
+        assert study.readings(run)[-1].kl is not None
+    else:
+        with pytest.raises(ProfileError, match=r"no answer of the untrained .*of 8 tokens.*1: the think.*; 1: empty"):
+            study.complete([run])
+        assert study.adapter(run) is None
+    assert f"{1 if second else 2} of 2 answers of the base model are left out" in "".join(capsys.readouterr())
 
 
 def test_the_pool_s_loss_is_not_read_where_its_rows_are_in_the_training(study: Study, tmp_path: Path) -> None:

@@ -216,3 +216,5 @@ def test_the_curve_has_a_line_for_each_measure_and_is_drawn_in_notebooks_only(
     live.Curve("a run")(readings)
     assert capsys.readouterr().out == ""
     assert live.draw("losses alone", [Reading(0, {}, {"held_out": 1.0}, None, 0.0)]).axes[0].get_lines() == []
+    some = [Reading(0, {"pirate 2": 0.0}, {}, 0.0, 0.0), Reading(5, {}, {"held_out": 1.0}, None, 0.0)]
+    assert [len(axis.lines) for axis in live.draw("no answer was left", some).axes] == [1, 1, 1]
