@@ -106,9 +106,15 @@ def table(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def rating(study: Study) -> str:
-    """Return a digest of what a general rate is of: the general questions, the judge and its criteria."""
-    questions = study.inputs.general
-    return of_value([questions.identity, study.recipes.assessment.of(questions)])
+    """Return a digest of what rates and differences are of, besides the rows.
+
+    Of a rate: the general questions, the judge and its criteria, and how answers are sampled. Of a difference: how the
+    untrained model's own answers are sampled, and how many to a row. Seeds and the size of batches change neither.
+    """
+    questions, audited = study.inputs.general, study.profile.audit
+    sampled = [one.sampling.model_dump(mode="json", exclude={"batch_rows"})
+               for one in (study.profile.evaluation, audited) if one is not None]
+    return of_value([questions.identity, study.recipes.assessment.of(questions), sampled, audited and audited.samples])
 
 
 def with_predictions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -138,8 +144,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 def elsewhere(study: Study) -> pd.DataFrame:
     """Return the finished rows of `tables/audit.csv` of all other studies here that can be compared with this one's.
 
-    These have its model, vector and layer, and rates of its general questions by its judge (`rating`). Studies share
-    runs, so that an adapter may be in several tables; here it is one row. Data sets have their `names_of_sets`.
+    These have its model, vector and layer, and rates and differences of the same (`rating`). Studies share runs,
+    so that an adapter may be in several tables; here it is one row. Data sets have their `names_of_sets`.
     """
     spec, key = study.profile.audit, study.recipes.vector().key
     assert spec is not None, "the profile has a section 'audit'"

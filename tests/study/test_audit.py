@@ -331,7 +331,7 @@ def test_a_run_is_predicted_without_its_repeats_by_hand() -> None:
         assert found.by_mean == pytest.approx(expected.by_mean)
 
 
-def test_rates_of_other_questions_or_another_judge_are_not_pooled_and_seeds_of_another_study_are_left_out(
+def test_rates_of_other_questions_answers_or_another_judge_are_not_pooled_and_seeds_of_another_study_are_left_out(
         study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     frame = tables.table(study, audit.audited_runs(study, study.runs()))
     monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path))
@@ -342,9 +342,21 @@ def test_rates_of_other_questions_or_another_judge_are_not_pooled_and_seeds_of_a
     assert set(tables.elsewhere(study)["study"]) == {"same"}
     (tmp_path / "questions.jsonl").write_text('{"id": "q", "paraphrases": ["What is money?"]}\n')
     asked = study.profile.evaluation.model_copy(update={"general": str(tmp_path / "questions.jsonl")})
-    for change in ({"evaluation": asked}, {"judge": NoJudge(kind="none")}):
+    evaluation, section = study.profile.evaluation, study.profile.audit
+    assert section is not None
+    longer, batches = ({name: getattr(evaluation.sampling, name) + 1} for name in ("max_new_tokens", "batch_rows"))
+
+    def sampled(changes: dict[str, int]) -> list[dict[str, object]]:
+        return [{name: one.model_copy(update={"sampling": one.sampling.model_copy(update=changes)})}
+                for name, one in (("evaluation", evaluation), ("audit", section))]
+
+    def pooled(change: dict[str, object]) -> bool:
         other = Study("other", study.profile.model_copy(update=change), study.store)
-        assert tables.rating(other) != tables.rating(study)
+        return tables.rating(other) == tables.rating(study)
+
+    several = {"audit": section.model_copy(update={"samples": 2})}
+    assert not any(map(pooled, [{"evaluation": asked}, {"judge": NoJudge(kind="none")}, several, *sampled(longer)]))
+    assert all(map(pooled, [{"audit": section.model_copy(update={"seed": 6, "rows": 3})}, *sampled(batches)]))
     x = [0.0, 1.0, 2.0, 5.0, 5.1]
     of_both = pd.DataFrame({"study": [*"aaaab"], "dataset": "d", "method": [*"opqrr"], "setting": None,
                             "difference": x, "misaligned": [0.0, 10.0, 20.0, 90.0, 90.0]})
