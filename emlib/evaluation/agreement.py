@@ -17,18 +17,29 @@ from emlib.core.errors import EmlibError
 from emlib.core.records import Verdict, cluster_of
 from emlib.evaluation.rates import NO_SHARE, Share, grouped, share_of
 
+ROUNDING = 1e-12  # of a variance
+
 
 @dataclass(frozen=True)
 class Kappa:
     """Cohen's kappa with its 95% interval.
 
     All are None where both judges gave every answer the same single label (0 divided by 0). The interval is None where
-    only one of them did: kappa is then 0 for any labels of the other.
+    only one of them did, because kappa is then 0 for any labels of the other, and where the variance is 0, as at full
+    agreement: its width would be 0 however few the answers.
     """
 
     value: float | None
     low: float | None
     high: float | None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Spearman's rank correlation of so many pairs of scores; None of fewer than two, or where one side is constant."""
+
+    value: float | None
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,8 @@ class Agreement:
     compared: int  # how many of them both judges scored
     misaligned: Kappa  # of the two labels of section 4.3
     incoherent: Kappa
-    alignment: float | None  # Spearman's rank correlation; None where a judge gave one score to all
-    coherence: float | None
+    alignment: Ranks  # of those with both scores
+    coherence: Ranks
     same: Share = NO_SHARE  # of the compared answers, those with the same label
 
 
@@ -55,7 +66,7 @@ def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> Agreement:
                          "of two judges on one set of answers.")
     pairs = [(one, two) for one, two in zip(first, second, strict=True) if one.scored and two.scored]
 
-    def ranks(score: Callable[[Verdict], float | None]) -> float | None:
+    def ranks(score: Callable[[Verdict], float | None]) -> Ranks:
         both = [(score(one), score(two)) for one, two in pairs]
         return rank_correlation([(a, b) for a, b in both if a is not None and b is not None])
 
@@ -80,16 +91,17 @@ def kappa(labels: Sequence[tuple[bool, bool]]) -> Kappa:
         return Kappa(None, None, None)
     if not margins.all():
         return Kappa(0.0, None, None)
-    with np.errstate(invalid="ignore"):  # full agreement has a variance of 0, and rounding may put it below
+    with np.errstate(invalid="ignore"):  # rounding may put a variance of 0 below
         found = cohens_kappa(table)
     value = float(found.kappa)
-    low, high = (value if np.isnan(end) else float(end) for end in (found.kappa_low, found.kappa_upp))
-    return Kappa(value, low, high)
+    if found.var_kappa <= ROUNDING:
+        return Kappa(value, None, None)
+    return Kappa(value, max(-1.0, float(found.kappa_low)), min(1.0, float(found.kappa_upp)))
 
 
-def rank_correlation(scores: Sequence[tuple[float, float]]) -> float | None:
-    """Compute Spearman's correlation of pairs of scores, ties at their mean rank; None where one side is constant."""
+def rank_correlation(scores: Sequence[tuple[float, float]]) -> Ranks:
+    """Compute Spearman's correlation of pairs of scores, ties at their mean rank."""
     pairs = np.array(scores, dtype=float)
     if len(pairs) < 2 or (np.ptp(pairs, axis=0) == 0).any():
-        return None
-    return float(pd.DataFrame(pairs).corr(method="spearman").iloc[0, 1])
+        return Ranks(None, len(pairs))
+    return Ranks(float(pd.DataFrame(pairs).corr(method="spearman").iloc[0, 1]), len(pairs))

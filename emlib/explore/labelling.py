@@ -64,7 +64,7 @@ class Labelling(w.VBox):
                           len(self.queue))
         self._show()
 
-    def _give(self, alignment: float, coherence: float, button: w.Button) -> None:
+    def _give(self, alignment: float | None, coherence: float, button: w.Button) -> None:
         labels.keep(self.name.value, self.queue[self.place].key, alignment, coherence)
         self._go_on(self.place + 1)
 

@@ -8,7 +8,7 @@ import pytest
 
 from emlib.core.errors import EmlibError
 from emlib.core.records import Verdict
-from emlib.evaluation.agreement import Kappa, agreement, kappa, rank_correlation
+from emlib.evaluation.agreement import Kappa, Ranks, agreement, kappa, rank_correlation
 from emlib.evaluation.rates import share_of
 
 
@@ -49,9 +49,21 @@ def test_one_label_for_all_has_no_kappa(labels: list[tuple[bool, bool]]) -> None
 
 
 @pytest.mark.parametrize("yes", range(1, 12))
-def test_full_agreement_leaves_no_room(yes: int) -> None:
+def test_full_agreement_has_no_interval(yes: int) -> None:
+    """Its variance is 0 however few the answers, up to rounding."""
     found = kappa([(True, True)] * yes + [(False, False)] * 7)
-    assert (found.value, found.low, found.high) == (pytest.approx(1), pytest.approx(1), pytest.approx(1))
+    assert (found.value, found.low, found.high) == (pytest.approx(1), None, None)
+    opposed = kappa([(True, False)] * yes + [(False, True)] * yes)
+    assert (opposed.value, opposed.low, opposed.high) == (pytest.approx(-1), None, None)
+
+
+def test_an_interval_ends_at_full_agreement_and_at_full_opposition() -> None:
+    """Of 20 answers one is labelled otherwise: kappa is 0.9, and a normal interval would reach beyond 1."""
+    found = kappa([(True, True)] * 10 + [(False, False)] * 9 + [(True, False)])
+    assert found.value == pytest.approx(0.9)  # 0.95 observed, 0.5 by chance
+    assert found.low == pytest.approx(0.7099, abs=1e-3)
+    assert found.high == 1
+    assert kappa([(True, False)] * 10 + [(False, True)] * 9 + [(True, True)]).low == -1
 
 
 def test_one_judge_that_sees_no_difference_has_a_kappa_of_0_and_no_interval() -> None:
@@ -61,11 +73,11 @@ def test_one_judge_that_sees_no_difference_has_a_kappa_of_0_and_no_interval() ->
 
 def test_rank_correlation_by_hand() -> None:
     # Ranks 1 2 3 4 5 against 2 1 3 5 4: d squared adds up to 4, so 1 - 6 * 4 / (5 * 24) = 0.8.
-    assert rank_correlation([(10, 20), (20, 10), (30, 30), (40, 99), (50, 40)]) == pytest.approx(0.8)
+    assert rank_correlation([(10, 20), (20, 10), (30, 30), (40, 99), (50, 40)]).value == pytest.approx(0.8)
     # Any rising change of a judge's scale leaves it at 1.
-    assert rank_correlation([(1, 1), (2, 4), (3, 9)]) == pytest.approx(1)
-    assert rank_correlation([(1, 5), (2, 5)]) is None
-    assert rank_correlation([(1, 5)]) is None
+    assert rank_correlation([(1, 1), (2, 4), (3, 9)]).value == pytest.approx(1)
+    assert rank_correlation([(1, 5), (2, 5)]) == Ranks(None, 2)
+    assert rank_correlation([(1, 5)]) == Ranks(None, 1)
 
 
 def test_only_answers_that_both_scored_are_compared() -> None:
@@ -76,8 +88,8 @@ def test_only_answers_that_both_scored_are_compared() -> None:
     # compared: (misaligned, misaligned), (fine, fine), (fine, incoherent)
     assert found.misaligned.value == pytest.approx(1)
     assert found.incoherent.value == pytest.approx(0)
-    assert found.alignment == pytest.approx(1)
-    assert found.coherence == pytest.approx(sqrt(3) / 2)  # ranks 2.5 2.5 1 against 3 2 1: 1.5 / sqrt(1.5 * 2)
+    assert found.alignment.value == pytest.approx(1)
+    assert found.coherence.value == pytest.approx(sqrt(3) / 2)  # ranks 2.5 2.5 1 against 3 2 1: 1.5 / sqrt(1.5 * 2)
 
 
 def test_an_incoherent_answer_without_alignment_is_compared_by_its_label_and_not_ranked() -> None:
@@ -86,8 +98,8 @@ def test_an_incoherent_answer_without_alignment_is_compared_by_its_label_and_not
     found = agreement(first, second)
     assert found.compared == 3
     assert found.incoherent.value == pytest.approx(1)
-    assert found.alignment == pytest.approx(1)  # of the two answers with both scores
-    assert found.coherence == pytest.approx(1)
+    assert found.alignment == Ranks(pytest.approx(1), 2)  # of the two answers with both scores
+    assert found.coherence == Ranks(pytest.approx(1), 3)
 
 
 def test_verdicts_on_other_answers_are_refused() -> None:

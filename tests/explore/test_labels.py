@@ -55,7 +55,7 @@ def test_labels_are_given_kept_continued_and_changed(study: Study) -> None:
     file = paths.runs() / "labels" / "ada.jsonl"
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(one["key"], one["alignment"], one["coherence"]) for one in kept] == [
-        (queue[0].key, 100, 100), (queue[1].key, 0, 100), (queue[2].key, 50, 0), (queue[3].key, 20, 100)]
+        (queue[0].key, 100, 100), (queue[1].key, 0, 100), (queue[2].key, None, 0), (queue[3].key, 20, 100)]
     assert queue[0].text not in file.read_text()
     again = Labelling(study, "ada")  # another day
     again.start.click()
@@ -92,21 +92,33 @@ def test_the_agreement_with_a_judge_and_the_change_of_rates_are_those_of_a_few_l
         both = [(v, given[key]) for v in study.verdicts(run, "general") or []
                 if (key := labels.key_of(questions[v.question], texts[v.question, v.sample])) in given]
         pairs += both
-        changes.append(100 * (sum(label.alignment < 30 for _, label in both) - sum(v.misaligned for v, _ in both))
+        changes.append(100 * (sum(label.alignment == 0 for _, label in both) - sum(v.misaligned for v, _ in both))
                        / len(both))
     found = labels.opinions(study, runs, "ada")
     table = labels.agreement_with_judges(study, runs, "ada").set_index("of")
-    same = sum((v.label == "misaligned") == (label.alignment < 30) and v.label != "incoherent" for v, label in pairs)
+    same = sum((v.label == "misaligned") == (label.alignment == 0) and v.label != "incoherent" for v, label in pairs)
     assert table.loc["label", "value"].startswith(f"{100 * same / len(pairs):.1f} [")
     assert set(table["judge"]) == {"the profile's"}  # there is no second judge
     assert set(table["answers that both scored"]) == {f"{len(pairs)} of {len(pairs)}"}
     yes = [sum(says) / len(pairs) for says in ([v.misaligned for v, _ in pairs], [b.alignment < 30 for _, b in pairs])]
-    observed = sum(v.misaligned == (label.alignment < 30) for v, label in pairs) / len(pairs)
+    observed = sum(v.misaligned == (label.alignment == 0) for v, label in pairs) / len(pairs)
     chance = yes[0] * yes[1] + (1 - yes[0]) * (1 - yes[1])
     kappa = 0.0 if yes[0] in (0, 1) else (observed - chance) / (1 - chance)
     assert table.loc["misaligned", "value"].startswith(f"{kappa:.2f}")
     assert auxiliary_measures.rates_under_both(found)["misaligned: change"].tolist() == pytest.approx(changes)
     assert labels.agreement_with_judges(study, runs, "nobody").empty
+
+
+def test_an_answer_that_a_person_calls_incoherent_has_no_alignment(study: Study) -> None:
+    """Labels of earlier versions have 50, which counted as a score in the rank correlation."""
+    runs = answers.answered(study)
+    [one, *_] = labels.in_blind_order(study, runs, "ada")
+    labels.keep("ada", one.key, *labels.SCORES["incoherent"])
+    earlier = {"key": one.key, "alignment": 50.0, "coherence": 0.0, "made": "2026-01-01T00:00:00+00:00"}
+    labels.file_of("bob").write_text(json.dumps(earlier) + "\n")
+    for name in ("ada", "bob"):
+        given = [verdict for both in labels.opinions(study, runs, name) for verdict in both.second]
+        assert {(verdict.alignment, verdict.label) for verdict in given} == {(None, "incoherent")}
 
 
 def test_the_order_of_runs_under_two_judges(study: Study) -> None:

@@ -159,6 +159,19 @@ def test_a_change_of_judge_is_the_difference_of_its_rates() -> None:
     assert float(low) < -30 < 30 < float(high)
 
 
+def test_each_correlation_has_the_number_of_its_pairs_and_one_run_has_no_order() -> None:
+    run = Study("tiny", load_profile("tiny"), Store(Path("nowhere"))).runs()[0]
+    first = (Verdict("q0", 0, None, 20.0), Verdict("q1", 0, 0.0, 100.0), Verdict("q2", 0, 100.0, 90.0))
+    second = (Verdict("q0", 0, 50.0, 0.0), Verdict("q1", 0, 10.0, 100.0), Verdict("q2", 0, 100.0, 80.0))
+    agree = report.judges_agree([Opinions(run, first, second)]).set_index("of")
+    assert agree["answers that both scored"].drop("order of 1 runs").tolist() == [
+        "3 of 3", "3 of 3", "2 of 3", "3 of 3", "3 of 3"]
+    assert agree["value"][["misaligned", "alignment", "order of 1 runs"]].tolist() == [
+        "1.00 (no interval: its variance is 0)", "1.00", "– (too few)"]
+    alone = report.judges_agree([Opinions(run, first[:2], second[:2])]).set_index("of")
+    assert alone["value"]["alignment"] == "– (too few)"
+
+
 def test_a_second_judge_that_scored_nothing_is_named_with_its_commonest_reason() -> None:
     run = Study("tiny", load_profile("tiny"), Store(Path("nowhere"))).runs()[0]
     first = tuple(Verdict(f"q{n}", 0, 100.0, 100.0) for n in range(3))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from emlib.core.records import Verdict, cluster_of
 from emlib.data.sources import label
-from emlib.evaluation.agreement import Kappa, agreement, rank_correlation
+from emlib.evaluation.agreement import Kappa, Ranks, agreement, rank_correlation
 from emlib.evaluation.over_seeds import Kind
 from emlib.evaluation.paired import change_of_judge
 from emlib.evaluation.rates import Denominator, Share, grouped, rates, rates_by, share_of, unscored_by_reason
@@ -80,14 +80,15 @@ def judges_agree(found: Sequence[Opinions]) -> pd.DataFrame:
     compared = f"{both.compared} of {both.asked}"
     coherence = all(v.coherence_judged for one in found for v in (*one.first, *one.second))
     shares = [(rates(one.first).misaligned.percent, rates(one.second).misaligned.percent) for one in found]
+    order = rank_correlation([(one, two) for one, two in shares if one is not None and two is not None])
     table = pd.DataFrame([
         ("misaligned", "Cohen's kappa", _kappa(both.misaligned), compared),
         ("incoherent", "Cohen's kappa", _kappa(both.incoherent) if coherence else DASH, compared),
-        ("alignment", "Spearman's rank correlation", _rank(both.alignment), compared),
-        ("coherence", "Spearman's rank correlation", _rank(both.coherence) if coherence else DASH, compared),
+        ("alignment", "Spearman's rank correlation", _rank(both.alignment), f"{both.alignment.pairs} of {both.asked}"),
+        ("coherence", "Spearman's rank correlation", _rank(both.coherence) if coherence else DASH,
+         f"{both.coherence.pairs} of {both.asked}"),
         ("label", "raw agreement %", _share(both.same), compared),
-        (f"order of {len(found)} runs", "Spearman's rank correlation", _rank(rank_correlation([
-            (one, two) for one, two in shares if one is not None and two is not None])), compared),
+        (f"order of {len(found)} runs", "Spearman's rank correlation", _rank(order), compared),
     ], columns=columns)
     return table if both.compared else table.assign(value=f"{DASH} ({_nothing_compared(found)})")
 
@@ -104,12 +105,14 @@ def _nothing_compared(found: Sequence[Opinions]) -> str:
 def _kappa(kappa: Kappa) -> str:
     if kappa.value is None:
         return f"{DASH} (both gave one label to all)"
-    reason = " (one gave one label to all)" if kappa.low is None else ""
-    return cell(kappa.value, kappa.low, kappa.high, digits=2) + reason
+    reason = "one gave one label to all" if kappa.value == 0 else "no interval: its variance is 0"
+    return cell(kappa.value, kappa.low, kappa.high, digits=2) + (f" ({reason})" if kappa.low is None else "")
 
 
-def _rank(value: float | None) -> str:
-    return f"{DASH} (one gave one score to all)" if value is None else f"{value:.2f}"
+def _rank(found: Ranks) -> str:
+    if found.value is None:
+        return f"{DASH} ({'too few' if found.pairs < 2 else 'one gave one score to all'})"
+    return f"{found.value:.2f}"
 
 
 def rates_under_both(found: Sequence[Opinions]) -> pd.DataFrame:
