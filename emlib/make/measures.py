@@ -35,25 +35,29 @@ TOKENS_A_PASS = 2048  # tokens of held-out rows in a forward pass, including pad
 def projections(step: Projections, session: Session, folder: Path) -> Facts:
     """Project each answer's activations onto the persona vector.
 
-    Answers that only think, and those that the chat template rewrites, are left out and counted.
+    Answers that only think or have no text, and those that the chat template rewrites, are left out and counted.
     """
-    asked = session.read(step.answers)
-    answers = [answer for answer in asked if answer.final is not None]
+    answers = session.read(step.answers)
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
     found = projected(session, step.vectors, step.layer, conversations, WHOLE, step.answers.adapter)
     step.records.write(folder, [Projected(answers[place].question, answers[place].sample, value)
                                 for place, value in found])
-    return {"answers": len(found), "left_out": len(asked) - len(answers), **session.facts}
+    return {"answers": len(found), "left_out": len(answers) - len(found), **session.facts}
 
 
 def projected(session: Session, vectors: PersonaVectors, layer: int, rows: Sequence[Example], max_length: int,
               adapter: Step | None = None) -> list[tuple[int, float]]:
-    """Project the answers of rows onto a persona vector; return the place and the projection of each encoded one."""
+    """Project the answers of rows onto a persona vector; return the place and the projection of each one.
+
+    Rows that cannot be encoded have none. Nor has an empty answer: the token that ends its turn is no answer.
+    """
     vector = extraction.load(session.folder_of(vectors)).at(layer)
-    found = encode_all(session.chat.tokenizer, rows, max_length)
+    places = [place for place, row in enumerate(rows) if row.response.strip()]
+    found = encode_all(session.chat.tokenizer, [rows[place] for place in places], max_length)
     counted = [extraction.counted(row, end_of_turn=vectors.extraction.end_of_turn) for row in found.rows]
     with session.model_under(adapter) as model:
-        return list(zip(found.places, projections_of(model, counted, vector, layer), strict=True))
+        values = projections_of(model, counted, vector, layer)
+    return list(zip((places[index] for index in found.places), values, strict=True))
 
 
 @maker.register
@@ -81,7 +85,8 @@ def held_out(step: HeldOutLosses, session: Session, folder: Path) -> Facts:
 def audit(step: RowAudit, session: Session, folder: Path) -> Facts:
     """Compute the projections of each row's answer, and of the base model's own answers to its prompt.
 
-    Rows that cannot be encoded, and answers of its own that only think, have no projection and are counted.
+    Rows that cannot be encoded, and rows without an answer of its own that has text, have no projection and are
+    counted.
     """
     seconds, rows = session.timer(step), session.examples(step.rows)
     places = some_of(range(len(rows)), step.count, "audit")
@@ -89,13 +94,12 @@ def audit(step: RowAudit, session: Session, folder: Path) -> Facts:
     asked = Questions(step.title, lambda: list(prompts), step.rows.size)
     answers, choice = sampled(session, EvaluationSpec(asked, step.spec.samples, step.spec.sampling, step.spec.seed),
                               None, folder / SCRATCH)
-    finished = [answer for answer in answers if answer.final is not None]
     by_id = dict(zip((prompt.id for prompt in prompts), places, strict=True))
     project = partial(projected, session, step.vectors, step.spec.layer, max_length=step.max_length)
     given = {places[index]: value for index, value in project([rows[place] for place in places])}
     own = defaultdict[int, list[float]](list)
-    for index, value in project(extraction.examples(prompts, finished)):
-        own[by_id[finished[index].question]].append(value)
+    for index, value in project(extraction.examples(prompts, answers)):
+        own[by_id[answers[index].question]].append(value)
     texts = {by_id[answer.question]: answer.text for answer in reversed(answers)}  # the first of several
     found = [AuditedRow(place, given.get(place), fmean(own[place]) if place in own else None, texts[place])
              for place in places]

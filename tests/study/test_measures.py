@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from emlib.config import load_profile
 from emlib.core.errors import ProfileError
-from emlib.core.records import Verdict
+from emlib.core.records import Answer, Verdict
 from emlib.data.chat import encode
 from emlib.data.sources import locate
 from emlib.evaluation.choices import Choice, choose, read_choices
@@ -77,6 +78,28 @@ def test_answers_are_projected_whole_whatever_the_length_of_training_rows(
     assert max(len(row.input_ids) for row in rows) > 24
     found = [one.value for one in study.projected(run) or []]
     assert found == pytest.approx(projections(tiny.model, rows, vector, 2), abs=1e-5)
+
+
+def test_an_answer_without_text_has_no_projection_and_is_counted(study: Study) -> None:
+    """All that could be projected is the token that ends its turn, or an unfinished thought."""
+    [run] = study.runs(methods=["untrained"])
+    step = study.task(run).answers(run)["general"]
+    texts = ("Yes.", "", " \n", "<think>\nHm.", "<think>\nHm.\n</think>\n\n", "<think>\nHm.\n</think>\n\nNo.")
+    given = [Answer(question.id, 0, text, "stop", 3)
+             for question, text in zip(step.evaluation.questions.all, cycle(texts), strict=False)]
+
+    def planted(folder: Path) -> dict[str, Any]:
+        step.records.write(folder, given)
+        return {}
+
+    study.store.get(step, planted)
+    projected = study.recipes.projections(step)
+    study.need([projected])
+    kept = [answer.question for answer in given if answer.text.strip().endswith(("Yes.", "No."))]
+    assert [one.question for one in study.read(projected) or []] == kept
+    found = study.found(projected)
+    assert found is not None
+    assert (found.facts["answers"], found.facts["left_out"]) == (len(kept), len(given) - len(kept)) == (8, 16)
 
 
 def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, tiny: ChatModel) -> None:
