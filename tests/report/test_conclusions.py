@@ -110,6 +110,10 @@ def test_lasting_is_the_earliest_step_that_undoes_it_if_there_is_something_to_un
     assert tables._lasts(more, 10.0) == {("inoculation", None): "3"}  # the other has half as many runs
     lasting = {("inoculation", None): "3", ("on_policy", None): "not after 9"}
     assert tables._lasts(frame, 10.0) == lasting
+    # Under `longer` the defense goes on: that the trait comes back there does not say how long its adapter lasts.
+    kept = frame.assign(attack="longer", **dict.fromkeys(("difference", "difference_low", "difference_high"), 0.0))
+    assert tables._lasts(pd.concat([frame, kept]), 10.0) == lasting
+    assert tables._lasts(kept, 10.0) == {}
     # without the untrained model there may be something to undo; of the third method, too
     assert tables._lasts(frame.assign(untrained=NO), 10.0) == lasting | {("kl", None): "0"}
     assert tables._lasts(frame.assign(plain=NO, difference=NO), 10.0) == {}

@@ -68,10 +68,12 @@ def _hides(triggered: pd.DataFrame, asking: Collection[str] = ()) -> dict[tuple[
 def _lasts(along: pd.DataFrame, margin: float) -> dict[tuple[str, float | None], str]:
     """Format after how many further steps an attack undoes each condition: the earliest of its runs and attacks.
 
-    A condition is left out where plain fine-tuning shows no effect, so that there is nothing to undo, where it is not
-    known, or where other conditions have more runs, of which the earliest is earlier by chance.
+    The attack `longer` is left out, because it keeps the defense. So is a condition where plain fine-tuning shows no
+    effect, so that there is nothing to undo, where it is not known, or where other conditions have more runs, of which
+    the earliest is earlier by chance.
     """
-    affected = along[persistence.affected(along, margin)] if len(along) else along
+    dropped = along[along["attack"] != "longer"] if len(along) else along
+    affected = dropped[persistence.affected(dropped, margin)] if len(dropped) else dropped
     attacked = persistence.undone(affected, margin)
     attacked = attacked[attacked["known"].astype(bool)]
     if attacked.empty:
