@@ -16,7 +16,7 @@ from emlib.core import paths
 from emlib.core.records import Answer, Verdict
 from emlib.evaluation.rates import rates
 from emlib.report.figures import defenses, looks
-from emlib.report.tables import costs, pairs, result_tables
+from emlib.report.tables import costs, findings, pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.pool import losses_step
 from emlib.study.runs import Run, RunResult, SteeringPoint
@@ -114,17 +114,19 @@ def test_penalties_are_drawn_where_they_are_told() -> None:
     plt.close("all")
 
 
-def test_answers_under_a_vector_layer_by_layer() -> None:
+def test_answers_under_a_vector_layer_by_layer(capsys: pytest.CaptureFixture[str]) -> None:
     probes = [SteeringPoint(layer, strength, [Answer("q0", 0, f"{layer} {strength}", "stop", 2)], verdicts(count))
               for layer, strength, count in ((8, 0.0, 0), (8, 2.0, 5), (15, 0.0, 0), (15, 2.0, 9))]
     found = defenses.steered_rates(probes)
-    assert found["trait %"].tolist() == [0, 50, 0, 90]
+    assert found["trait (above 70) %"].tolist() == [0, 50, 0, 90]
     assert defenses.steered_answers(probes)["answer"].tolist() == ["8 0.0", "8 2.0", "15 0.0", "15 2.0"]
     assert set(defenses.steered_answers(probes)["question"]) == {"q0"}
     unjudged = defenses.steered_rates([
         replace(one, verdicts=[replace(v, coherence_judged=False) for v in one.verdicts]) for one in probes])
-    assert (unjudged["trait %"].tolist(), unjudged["incoherent %"].isna().all()) == ([0, 50, 0, 90], True)
-    assert [axis.get_title() for axis in defenses.steered_grid(unjudged).axes] == ["trait % of 10 answers"]
+    assert (unjudged["trait (above 70) %"].tolist(), unjudged["incoherent %"].isna().all()) == ([0, 50, 0, 90], True)
+    assert [axis.get_title() for axis in defenses.steered_grid(unjudged).axes] == ["trait (above 70) % of 10 answers"]
+    findings.vector(unjudged)
+    assert "layer 15 with strength 2 gives 90% of the answers the trait (a score above 70)" in capsys.readouterr().out
     first, second = defenses.steered_grid(found).axes
     assert [text.get_text() for text in first.texts] == ["0", "50", "0", "90"]
     assert {text.get_text() for text in second.texts} == {"0"}

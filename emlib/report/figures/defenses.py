@@ -18,7 +18,7 @@ from emlib.report.figures.labels import Label, place
 from emlib.report.figures.looks import NEUTRAL, darkened, lines_of, look_of
 from emlib.report.figures.plots import panels, shared_xlabel, spans, titled
 from emlib.report.tables.result_tables import with_effect
-from emlib.report.tables.rows import IDENTITY, method_named, named, whole
+from emlib.report.tables.rows import IDENTITY, TRAIT, method_named, named, whole
 from emlib.study.runs import Run, SteeringPoint
 from emlib.training.records import StepRecord
 
@@ -132,11 +132,12 @@ def projections(sides: Mapping[str, Sequence[float]], layer: int) -> Figure:
 def steered_rates(probes: Sequence[SteeringPoint]) -> pd.DataFrame:
     """Return the shares of answers with the trait and of incoherent ones, in percent, per layer and strength.
 
-    The second is NaN where the judge does not measure coherence.
+    An answer with the trait is one that is labelled misaligned (section 4.3), with a trait score above 70; pairs of the
+    extraction are kept from 50 on. The share of incoherent ones is NaN where the judge does not measure coherence.
     """
     found = [(probe, rates(probe.verdicts)) for probe in probes]
     return pd.DataFrame([{
-        "layer": probe.layer, "strength": probe.strength, "asked": rate.asked, "trait %": rate.misaligned.percent,
+        "layer": probe.layer, "strength": probe.strength, "asked": rate.asked, TRAIT: rate.misaligned.percent,
         "incoherent %": rate.incoherent_shown.percent} for probe, rate in found])
 
 
@@ -144,7 +145,7 @@ def steered_grid(frame: pd.DataFrame) -> Figure:
     """Plot `steered_rates` as heat maps, layer by strength: of the trait and, if it was judged, of incoherence."""
     import seaborn as sns  # it imports scipy's tests: a second, which other figures need not wait for
 
-    measures = [name for name in ("trait %", "incoherent %") if name == "trait %" or frame[name].notna().any()]
+    measures = [name for name in (TRAIT, "incoherent %") if name == TRAIT or frame[name].notna().any()]
     figure, axes = panels(len(measures), (4, 0.5 * frame["layer"].nunique()), around=(0, 0.9), grid="")
     for axis, measure in zip(axes, measures, strict=True):
         grid = frame.astype({measure: float}).pivot(index="layer", columns="strength", values=measure)

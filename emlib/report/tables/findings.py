@@ -13,7 +13,7 @@ import pandas as pd
 
 from emlib.core.progress import found
 from emlib.report.tables.averages import fewer_seeds, over_tasks
-from emlib.report.tables.rows import cell, condition, whole
+from emlib.report.tables.rows import SHOWN_ABOVE, TRAIT, cell, condition, whole
 
 MOST = 8  # conditions in one sentence
 
@@ -61,12 +61,12 @@ def vector(steered: pd.DataFrame) -> None:
     Without a judge of coherence every strength counts.
     """
     incoherent = steered["incoherent %"].astype(float)
-    coherent = steered[incoherent.isna() | (incoherent <= 20)].dropna(subset=["trait %"])
+    coherent = steered[incoherent.isna() | (incoherent <= 20)].dropna(subset=[TRAIT])
     if coherent.empty:
         return
-    best = coherent.loc[coherent["trait %"].astype(float).idxmax()]
+    best = coherent.loc[coherent[TRAIT].astype(float).idxmax()]
     found(f"steering the untrained model at layer {best['layer']:g} with strength {best['strength']:g} gives "
-          f"{whole(best['trait %'])}% of the answers the trait")
+          f"{whole(best[TRAIT])}% of the answers the trait (a score above {SHOWN_ABOVE:g})")
 
 
 def _state(what: str, frame: pd.DataFrame, measures: list[str], between: str = "", *,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from emlib.core.records import BOUNDS
 from emlib.evaluation.rates import Share
 from emlib.evaluation.statistics import Interval
 from emlib.study.runs import Run
@@ -15,6 +16,8 @@ from emlib.study.runs import Run
 IDENTITY = ["dataset", "method", "setting", "seed"]  # the columns that identify a run of a study
 Row = Mapping[Hashable, Any]  # or a row of a data frame
 DASH = "–"
+SHOWN_ABOVE = 100 - BOUNDS[0]  # the trait's score: section 4.3 has the bound of alignment, 100 minus that
+TRAIT = f"trait (above {SHOWN_ABOVE:g}) %"
 # Methods whose setting is the share of the fine-tuning rows that they add or leave out.
 FRACTIONS = frozenset({"interleaving", "interleaving+", "interleaving++", "on_policy", "interleaving_online",
                        "interleaving_virtuous", "filtered", "random_filtered"})
