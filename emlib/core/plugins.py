@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from emlib.core.digests import of_file
+from emlib.core.digests import of_file, of_text
 from emlib.core.errors import ProfileError
 from emlib.core.files import write_text
 from emlib.core.progress import say
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ALLOW = "PLUGINS"
 SAID = "EMLIB_PLUGINS_SAID"  # in the environment of the processes that this one starts: the digests that it printed
 MODULE = "emlib_plugin_"  # prefix of the module names of plugin files
+AS_WRITTEN = "# Edit this file as you like; it is then not overwritten. Its digest as it was written: "
 _loaded: dict[Path, str] = {}
 
 
@@ -94,7 +95,8 @@ def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
         path: the file (`.py`), or a folder for a file that is named after the kind; by default the current folder.
 
     Raises:
-        ProfileError: the class uses something that is defined in the notebook and cannot be imported.
+        ProfileError: the class uses something that is defined in the notebook and cannot be imported, or the file was
+            edited since it was written, and would be lost.
     """
     text, scope = source_of(cls), scope_of(cls)
     target = Path(path or ".")
@@ -103,8 +105,39 @@ def keep(cls: type[Defense], path: str | Path | None = None) -> Path:
     lines = sorted({_import_of(cls, name) for name in free_names(text, scope, cls.__name__)})
     heading = f'"""The defense {cls.__name__}, kept from a notebook."""'
     itself = [f"\n\n{cls.__name__}.in_grpo = {cls.__name__}\n"] if cls.in_grpo is cls else []
-    write_text(target, "\n".join([heading, "", *lines, "", "", text, *itself]))
+    write(target, "\n".join([heading, "", *lines, "", "", text, *itself]))
     return target
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is there to be edited, under a line with a digest of it, which tells whether it was.
+
+    Raises:
+        ProfileError: the file was edited since it was written.
+    """
+    if path.is_file() and _text_of(path) != text and not _is_as_written(path):
+        raise ProfileError(f"{path}: was edited since it was written, or is of an earlier version, and is not "
+                           "overwritten. Move it away, or name another file.")
+    write_text(path, f"{AS_WRITTEN}{of_text(text)[:16]}\n{text}")
+
+
+def unedited(folder: Path) -> Path:
+    """Return a folder to write such files to: this one, or one beside it if it holds others, which is said."""
+    place, number = folder, 1
+    while others := [path.name for path in sorted(place.glob("[!.]*")) if path.is_file() and not _is_as_written(path)]:
+        number += 1
+        say(f"{place}: stays as it is, because {', '.join(others)} was edited or added since.")
+        place = folder.with_name(f"{folder.name}_{number}")
+    return place
+
+
+def _is_as_written(path: Path) -> bool:
+    first, _, others = _text_of(path).partition("\n")
+    return first == f"{AS_WRITTEN}{of_text(others)[:16]}"
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _import_of(cls: type[Defense], name: str) -> str:

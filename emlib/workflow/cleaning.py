@@ -3,24 +3,35 @@
     python -m emlib.workflow.cleaning demo                 # executed notebooks, tables, figures, logs
     python -m emlib.workflow.cleaning demo verdicts        # the verdicts of this profile's runs, and nothing else
 
-Results are remade from the store within seconds. Other profiles with the same runs may share the artefacts.
+Results are remade from the store within seconds. What else is in the folder of results is kept: the defenses that
+notebook 18 writes there, any file of the user's, and `dtype.txt`, by which a study with `dtype: auto` finds its
+artefacts. Other profiles with the same runs may share the artefacts.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from emlib.core import paths
 from emlib.core.commands import ends_with_message, profile_parser
 from emlib.core.errors import StoreError, nearest
 from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.step import Step
+from emlib.core.temporary import sweep
 from emlib.steps.adapter import Adapter, KeptAdapter
 from emlib.steps.answers import Answers, MetricScores, Verdicts
 from emlib.steps.grpo import GrpoAdapter, GrpoRewards
+from emlib.study import precision
+from emlib.study.ownership import RECORD
+from emlib.study.runs import FILES
 from emlib.study.study import Study, open_study
 from emlib.workflow.job_log import AttemptLog
 
+# What a study makes in its folder of results.
+MADE = (*FILES.values(), "panel.csv", "notebooks", "tables", "figures", "report", "tensorboard", "logs", "vllm-*.log",
+        ".snakemake", paths.EFFECTIVE, RECORD, f".{precision.RECORD}.lock")
 # The kinds that a user may name. A judge's single scores are in a separate file and are not among them.
 KINDS: Mapping[str, tuple[type[Step], ...]] = {
     "adapters": (Adapter, KeptAdapter, GrpoAdapter), "answers": (Answers,),
@@ -28,9 +39,9 @@ KINDS: Mapping[str, tuple[type[Step], ...]] = {
 
 
 def clean(study: Study, kinds: Sequence[str] = ()) -> str:
-    """Remove the named kinds of the profile's artefacts, or its folder of results if none is named.
+    """Remove the named kinds of the profile's artefacts, or the results in its folder if none is named.
 
-    Return a message that says what was removed.
+    Return a message that says what was removed, and what else the folder holds.
 
     Raises:
         StoreError: a kind is not known, or a job of the profile is running. Nothing was removed.
@@ -50,8 +61,21 @@ def clean(study: Study, kinds: Sequence[str] = ()) -> str:
         return "\n".join(_remove_artefacts(study, kind) for kind in kinds)
     if not study.folder.is_dir():
         return f"{study.name}: there are no results to remove."
-    shutil.rmtree(study.folder)
-    return f"{study.folder} was removed. Adapters, answers and verdicts are kept."
+    return f"{_remove_results(study.folder)} Adapters, answers and verdicts are kept."
+
+
+def _remove_results(folder: Path) -> str:
+    """Remove what the study made in its folder of results, and the folder if nothing else is there."""
+    sweep(folder, deep=False)
+    for path in {path for made in MADE for path in folder.glob(made)}:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if kept := sorted(path.name for path in folder.iterdir()):
+        return f"{folder}: the results were removed. Kept there: {', '.join(kept)}."
+    folder.rmdir()
+    return f"{folder} was removed."
 
 
 def steps_of(study: Study, kind: str) -> list[Step]:

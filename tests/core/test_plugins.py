@@ -288,6 +288,25 @@ def test_another_text_under_the_kind_of_a_cell_is_refused(tmp_path: Path, monkey
         load_profile(str(profile(tmp_path, "plugins: [halving.py]")))
 
 
+def test_what_somebody_edited_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor by notebook 18, which runs again with every `make reproduce` after an edit, and goes on beside it."""
+    kept = plugins.keep(cell(CELL), tmp_path / "plugins")
+    again = cell(CELL.replace("0.5", "0.25"), 2)
+    assert plugins.keep(again, tmp_path / "plugins") == kept
+    assert "0.25" in kept.read_text()
+    assert plugins.unedited(kept.parent) == kept.parent
+    kept.write_text(edited := kept.read_text().replace("0.25", "0.125"))
+    with pytest.raises(ProfileError, match=r"halving\.py: was edited .* Move it away"):
+        plugins.keep(again, kept.parent)
+    beside = plugins.unedited(kept.parent)
+    assert beside == tmp_path / "plugins_2"
+    assert "plugins: stays as it is, because halving.py was edited" in capsys.readouterr().out
+    plugins.keep(again, beside)
+    (beside / "mine.yaml").write_text("extends: tiny\n")
+    assert plugins.unedited(kept.parent) == tmp_path / "plugins_3"
+    assert kept.read_text() == edited
+
+
 def test_what_stands_in_the_notebook_alone_cannot_be_kept(tmp_path: Path) -> None:
     text = CELL.replace("class Halving", "SCALE = 3\nclass Halving").replace("print(self.share)", "print(SCALE)")
     with pytest.raises(ProfileError, match=r"Halving uses SCALE, which is defined in the notebook"):

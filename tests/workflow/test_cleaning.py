@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from emlib.core.errors import StoreError
+from emlib.report import panel
 from emlib.study.study import Study, open_study
-from emlib.workflow.cleaning import clean
+from emlib.workflow.cleaning import MADE, clean
 from tests.store.made import Made
 from tests.store.test_store import left
 from tests.workflow.test_job_log import said, start
@@ -83,3 +84,22 @@ def test_a_profile_named_like_the_store_does_not_take_it_along(study: Study) -> 
     with pytest.raises(StoreError, match="no profile's results"):
         clean(Study("store", study.profile, study.store))
     assert left(study.store.root) == before
+
+
+def test_what_is_the_users_own_stays_and_is_named(study: Study) -> None:
+    """Notebook 18 writes defenses to be edited there, and `dtype: auto` finds its artefacts by the recorded type."""
+    study.record()
+    own = {"plugins/mine.py": "class Mine: ...", "notes.txt": "why", "dtype.txt": "float32\n"}
+    for name, text in own.items():
+        (study.folder / name).parent.mkdir(exist_ok=True)
+        (study.folder / name).write_text(text)
+    for made in (".snakemake/log", "notebooks/slices", "vllm-8000.log", ".dtype.txt.lock"):
+        (study.folder / made).mkdir(parents=True) if "/" in made else (study.folder / made).touch()
+    told = clean(study)
+    assert "Kept there: dtype.txt, notes.txt, plugins." in told
+    assert {name: (study.folder / name).read_text() for name in own} == own
+    assert sorted(path.name for path in study.folder.iterdir()) == ["dtype.txt", "notes.txt", "plugins"]
+
+
+def test_the_file_of_the_panel_is_among_what_is_removed() -> None:
+    assert panel.FILE in MADE  # which stands above this package
