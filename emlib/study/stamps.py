@@ -4,7 +4,8 @@ A profile, or a file that it names, may be edited after it has run. Until its no
 files of both versions, and those of the former one must not be stated as results of the profile. So a table has a
 stamp, a digest of all that the profile's results depend on (`contents_of`), in a comment of its LaTeX form; a figure
 and an executed notebook have it in their metadata, and the recorded profile in a comment. `results.csv` and its like
-need none: they are removed when another profile is recorded.
+need none: they are removed when another profile is recorded. An executed notebook has a second one, of its job: of its
+cells, of emlib and of the slice as well.
 
 Results depend on a profile's values, and on the contents but not the paths of the files that it names. So moving a
 folder makes nothing stale, and neither does editing a file that only another profile names.
@@ -30,6 +31,7 @@ from emlib.study import precision
 NO_RESULT = {"job": True, "name": True, "title": True, "slice_by": True, "grpo": {"slice_by"}}
 NO_RESULT_IN = {"training": ("checkpoint_every",), "backend": ("base_url",)}
 STAMP = re.compile(rb"emlib-profile-[0-9a-f]{16}")
+JOB = re.compile(rb"emlib-job-[0-9a-f]{16}")
 
 
 def contents_of(profile: Profile) -> Any:
@@ -133,4 +135,15 @@ def is_recorded(profile: Profile, folder: Path) -> bool:
 def of_file(path: Path) -> str | None:
     """Return the stamp of a file; None if it has none, as files of earlier versions of emlib, or does not exist."""
     found = STAMP.findall(path.read_bytes()) if path.is_file() else []
+    return found[-1].decode() if found else None
+
+
+def of_job(digest: str, arguments: str) -> str:
+    """Return the stamp of a job: of the digest of its content, and of the arguments that choose a slice of it."""
+    return f"emlib-job-{digests.of_value([digest, arguments])[:16]}"
+
+
+def job_of_file(path: Path) -> str | None:
+    """Return the stamp of the job that an executed notebook ran as; None if it has none, as of earlier versions."""
+    found = JOB.findall(path.read_bytes())
     return found[-1].decode() if found else None

@@ -23,10 +23,12 @@ from emlib.config import Benign, JobLimits, OpenAIJudge, Profile, datasets_of, l
 from emlib.core import digests, paths
 from emlib.core.commands import ends_with_message, profile_parser
 from emlib.core.errors import ProfileError
+from emlib.study import stamps
 from emlib.study.ownership import refuse_others
-from emlib.study.stamps import contents_of
 from emlib.workflow.chapters import Chapter, chapter_of, chapters, concerns, former_names, read_notebook
 
+SLICES = "notebooks/slices"  # under the profile's folder of results
+AXES = ("dataset", "method", "setting", "seed")  # by which runs are sliced, in the order of a label's parts
 PLANNING = ("models", "prices", "throughput")  # files of params/ from which every profile's costs are estimated
 READING = JobLimits(memory_gib=4, hours=1)  # the limits of a chapter that computes nothing
 
@@ -56,6 +58,16 @@ class Job:
         return f"logs/{self.chapter}{'.' if self.part else ''}{self.part}.log"
 
     @property
+    def stamp(self) -> str:
+        """The stamp of an executed notebook that ran what this job would run now."""
+        return stamps.of_job(self.digest, " ".join(shlex.split(self.arguments)[2:]))  # wherever the profile is
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it is a whole chapter after its slices, whose results it finds in the store."""
+        return not self.part and any(Path(need).parent == Path(SLICES) for need in self.needs)
+
+    @property
     def resources(self) -> dict[str, int]:
         """The resources that Snakemake schedules by: MB, minutes, and the GPUs and paid judges that the job needs."""
         return {"mem_mb": round(self.limits.memory_gib * 1024), "runtime": round(self.limits.hours * 60),
@@ -81,12 +93,16 @@ def _jobs_of(chapter: str, profile: Profile, profile_name: str, digest: str, ear
     named = f"--profile {shlex.quote(profile_name)}"
     # A whole chapter ends after its slices. Naming those as well would give Snakemake a path for each pair of slices.
     before = tuple(job.output for job in earlier if not job.part and (about.after_all or job.chapter in about.after))
-    parts = tuple(Job(chapter, label, f"{named} {arguments}",
-                      f"notebooks/slices/{chapter}.{label}.ipynb", before, digest, limits, pays, about.gpu)
-                  for label, arguments in _slices(profile, about))
+    parts = tuple(Job(chapter, label, f"{named} {arguments}", output_of(chapter, label), before, digest, limits, pays,
+                      about.gpu) for label, arguments in _slices(profile, about))
     yield from parts
-    yield Job(chapter, "", named, f"notebooks/{chapter}.ipynb",
-              (*before, *(part.output for part in parts)), digest, limits, pays, about.gpu)
+    yield Job(chapter, "", named, output_of(chapter), (*before, *(part.output for part in parts)), digest,
+              limits, pays, about.gpu)
+
+
+def output_of(chapter: str, label: str = "") -> str:
+    """Return the path of an executed notebook, or of a slice of it, under the profile's folder of results."""
+    return f"{SLICES}/{chapter}.{label}.ipynb" if label else f"notebooks/{chapter}.ipynb"
 
 
 def chosen(found: list[Job], only: str = "") -> list[Job]:
@@ -111,6 +127,22 @@ def rule_names(found: Sequence[Job]) -> list[str]:
             for name, job in zip(names, found, strict=True)]
 
 
+def with_needs(found: Sequence[Job], fitting: Sequence[Job]) -> list[Job]:
+    """Return these jobs and all that they need of the jobs found."""
+    makers, needed = {job.output: job for job in found}, dict[str, Job]()
+    left = list(fitting)
+    while left:
+        if (job := left.pop()).output not in needed:
+            needed[job.output] = job
+            left += [makers[need] for need in job.needs]
+    return list(needed.values())
+
+
+def digest_of(chapter: str, profile: str) -> str:
+    """Return the digest of all that the result of a profile's chapter depends on."""
+    return content_digest(chapter, contents_for(load_profile(profile)))
+
+
 def content_digest(chapter: str, contents: Any) -> str:
     """Return a digest of `contents` and the notebook's cells without their outputs: all that its result depends on."""
     cells = read_notebook(chapter)["cells"]
@@ -120,7 +152,7 @@ def content_digest(chapter: str, contents: Any) -> str:
 def contents_for(profile: Profile) -> Any:
     """Return what all chapters of a profile depend on: the profile, what it names, emlib, demo data, cost tables."""
     files = sorted([*paths.ROOT.glob("emlib/**/*.py"), *paths.ROOT.glob("emlib/data/demo/*")])
-    return [contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files},
+    return [stamps.contents_of(profile), {str(path.relative_to(paths.ROOT)): digests.of_file(path) for path in files},
             [digests.of_file(paths.PARAMS / f"{name}.yaml") for name in PLANNING]]
 
 
@@ -141,15 +173,21 @@ def _grid(profile: Profile, runs: str, kinds: Sequence[str]) -> dict[str, list[t
     section = profile if runs == "narrow" else profile.benign if runs == "benign" else profile.grpo
     if section is None:
         return {}
-    datasets = section.datasets if isinstance(section, Profile) else (
+    datasets: Sequence[str] = section.datasets if isinstance(section, Profile) else (
         tuple(datasets_of(section)) if isinstance(section, Benign) else ())
     methods = [method.name for method in section.methods]
     swept = sorted({number for method in section.methods for number in method.sweep
                     if any(one.kind in kinds for one in method.defenses)})
-    return {"dataset": [(name, f"--dataset {name}") for name in datasets],
-            "method": [(name, f"--method {name}") for name in methods],
-            "setting": [(f"{number:g}", f"--setting {number}") for number in swept],
-            "seed": [(f"seed{seed}", f"--seed {seed}") for seed in section.seeds]}
+    values: dict[str, Sequence[Any]] = {"dataset": datasets, "method": methods, "setting": swept,
+                                        "seed": section.seeds}
+    return {by: [labelled(by, value) for value in values[by]] for by in AXES}
+
+
+def labelled(by: str, value: Any) -> tuple[str, str]:
+    """Return the label of a value that runs are sliced by, and the arguments that choose it."""
+    if by == "setting":
+        return f"{value:g}", f"--setting {float(value)}"
+    return f"seed{value}" if by == "seed" else value, f"--{by} {value}"
 
 
 @ends_with_message()

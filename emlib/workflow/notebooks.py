@@ -2,6 +2,9 @@
 
     python -m emlib.workflow.notebooks 02_baselines --profile demo --dataset cooking
 
+The executed notebook goes where the study's job would write it: a slice, as here, to notebooks/slices. `make reproduce`
+runs it again only if its content changes.
+
 It refuses a parameter that the notebook does not have (papermill only warns, and runs the default), connects to the
 kernel over IPC sockets (parallel kernels collide on TCP ports), tries again if a kernel dies (finished artefacts are in
 the store), and writes the executed notebook completely or not at all. If a cell fails, the partly executed notebook is
@@ -39,6 +42,7 @@ from emlib.core.temporary import remove_unfinished, socket_folder, sweep, tempor
 from emlib.study import stamps
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
+from emlib.workflow import graph
 from emlib.workflow.chapters import chapters, former_names
 from emlib.workflow.job_log import WATCHED, AttemptLog, logger
 
@@ -49,6 +53,8 @@ OUT_OF_MEMORY = ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError")  # Pyth
 OUT_OF_MEMORY_SAID = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory")
 FRAME = re.compile(r"^File (.+?):(\d+)(?:, in|$)", re.MULTILINE)  # of IPython's tracebacks
 SOCKET_NAME = len("/emlib-12345678/kernel-5")  # of a socket's path below the system's temporary folder
+NO_FILE_NAME = re.compile(r"[^\w.+-]")
+LONGEST_LABEL = 160  # of many values that are given by hand: the name of a file has at most 255 bytes
 
 
 def check_parameters(chapter: str, given: dict[str, Any]) -> None:
@@ -67,8 +73,8 @@ def check_parameters(chapter: str, given: dict[str, Any]) -> None:
                                 f"It has: {', '.join(known) or 'none'}.")
 
 
-def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
-    """Run a notebook with these parameters and write the executed notebook to `out`.
+def execute(chapter: str, parameters: dict[str, Any], out: Path, job: str = "") -> Path:
+    """Run a notebook with these parameters and write the executed notebook to `out`, with its job's stamp.
 
     Raises:
         NotebookError: a parameter does not exist, the kernel died, or a cell failed; its traceback is shown and kept.
@@ -76,7 +82,7 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
     """
     check_parameters(chapter, parameters)
     failed = out.with_name(f"{out.stem}.failed.ipynb")
-    stamp = stamps.of_profile(parameters["profile"]) if "profile" in parameters else ""
+    stamp = " ".join(filter(None, (stamps.of_profile(parameters["profile"]) if "profile" in parameters else "", job)))
     with whole_file(out) as unfinished:
         try:
             _papermill(chapter, parameters, unfinished)
@@ -99,7 +105,7 @@ def execute(chapter: str, parameters: dict[str, Any], out: Path) -> Path:
 
 
 def _sign(executed: Path, stamp: str) -> None:
-    """Write the stamp of the profile that a notebook ran for into its metadata."""
+    """Write the stamps of the profile that a notebook ran for, and of its job, into its metadata."""
     book = json.loads(executed.read_text(encoding="utf-8"))
     book["metadata"]["made_with"] = stamp
     executed.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -124,8 +130,8 @@ def _reason(kind: str, message: str) -> str:
             "max_seq_length in the profile, set fewer JOBS, or close other programs. Finished artefacts are kept.")
 
 
-def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, digest: str | None = None,
-            gpus: int = 0) -> None:
+def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, job: str = "",
+            digest: str | None = None, gpus: int = 0) -> None:
     """Run a notebook as a job of a study: with a log and its own GPUs, and in one process at a time.
 
     If another process finished the job with the same content while this one waited, it is not run again. The log and
@@ -141,7 +147,7 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, d
         remove_unfinished(out)
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
             os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
-            execute(chapter, parameters, out)
+            execute(chapter, parameters, out, job)
 
 
 @retry(retry=retry_if_exception_type((DeadKernelError, RuntimeError)), stop=stop_after_attempt(TRIES),
@@ -199,6 +205,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _job_of(asked: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
+    """Return a notebook's parameters, its output under the folder of results, and the stamp of its job.
+
+    They are those of the graph, so that a slice which is run by hand is that slice's job.
+    """
+    chosen = {by: values for by in graph.AXES if (values := getattr(asked, by)) is not None}
+    parameters = {"profile": asked.profile} | {f"{by}s": values for by, values in chosen.items()}
+    if asked.digest is None:
+        check_parameters(asked.chapter, parameters)  # of a job it is an error of its attempt
+    values = [graph.labelled(by, value) for by, several in chosen.items() for value in several]
+    label = NO_FILE_NAME.sub("_", "_".join(label for label, _ in values))[:LONGEST_LABEL]
+    digest = asked.digest or graph.digest_of(asked.chapter, asked.profile)
+    return (parameters, graph.output_of(asked.chapter, label),
+            stamps.of_job(digest, " ".join(arguments for _, arguments in values)))
+
+
 @ends_with_message()
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
@@ -206,29 +228,34 @@ def main(arguments: list[str] | None = None) -> None:
     shown = WATCHED not in os.environ
     logging.basicConfig(level=logging.INFO, handlers=[_ProgressPrinter() if shown else logging.NullHandler()])
     os.environ |= {"EMLIB_HEADLESS": "1"} | paths.variables()
-    slices = {"datasets": asked.dataset, "methods": asked.method, "settings": asked.setting, "seeds": asked.seed}
     # Kernels run in notebooks/, so that a path has to be absolute.
     profile = str(Path(asked.profile).resolve()) if paths.is_yaml(asked.profile) else asked.profile
+    asked.profile = study_with(profile, asked.overrides)  # checks the profile before a kernel is started
     asked.chapter = former_names().get(asked.chapter, asked.chapter)
-    profile = study_with(profile, asked.overrides)  # checks the profile before a kernel is started
-    parameters = {"profile": profile} | {name: value for name, value in slices.items() if value is not None}
-    out = asked.out or paths.runs() / paths.study_name(profile) / "notebooks" / f"{asked.chapter}.ipynb"
-    claim(profile)
-    sweep(paths.runs() / paths.study_name(profile))  # what killed runs left
+    parameters, output, job = _job_of(asked)
+    folder = paths.runs() / paths.study_name(asked.profile)
+    out = asked.out or folder / output
+    claim(asked.profile)
+    sweep(folder)  # what killed runs left
     if shown:
         print(asked.label or asked.chapter, file=sys.stderr, flush=True)
     started = time.perf_counter()
     if asked.log is None:
-        execute(asked.chapter, parameters, out)
+        execute(asked.chapter, parameters, out, job)
     else:
-        try:
-            run_job(asked.chapter, parameters, out, asked.log, digest=asked.digest, gpus=asked.gpus)
-        except NotebookError:
-            if shown:
-                raise
-            sys.exit(1)  # who watches shows the error, which the records of attempts have
+        _logged(asked, parameters, out, job)
     if shown:
         print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def _logged(asked: argparse.Namespace, parameters: dict[str, Any], out: Path, job: str) -> None:
+    """Run a notebook as a job. Who watches shows its error, which the records of attempts have."""
+    try:
+        run_job(asked.chapter, parameters, out, asked.log, job=job, digest=asked.digest, gpus=asked.gpus)
+    except NotebookError:
+        if WATCHED not in os.environ:
+            raise
+        sys.exit(1)
 
 
 if __name__ == "__main__":

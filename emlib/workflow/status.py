@@ -22,6 +22,7 @@ from emlib.judging.cache import read_only
 from emlib.judging.judges import scores_file
 from emlib.judging.money import SPENT
 from emlib.store.artefacts import open_store
+from emlib.study import stamps
 from emlib.study.ownership import base_of
 from emlib.workflow.graph import Job, jobs
 from emlib.workflow.job_log import Attempt, AttemptLog
@@ -51,11 +52,23 @@ def _status(folder: Path, job: Job, attempts: tuple[Attempt, ...]) -> JobStatus:
     last = attempts[-1] if attempts else None
     if last is not None and last.state == "running":
         return JobStatus(job, "running", attempts)
-    if (folder / job.output).is_file() and (last is None or last.digest in (None, job.digest)):
+    if (folder / job.output).is_file() and _is_current(folder / job.output, job, last):
         return JobStatus(job, "done", attempts)
     if last is None or last.state in ("ended", "interrupted") or JUDGE_WAITS in last.error:  # or it ran other content
         return JobStatus(job, "waiting", attempts)
     return JobStatus(job, "failed", attempts)
+
+
+def _is_current(executed: Path, job: Job, last: Attempt | None) -> bool:
+    """Whether an executed notebook ran what the job would run now: by its stamp, or without one by the last attempt."""
+    stamp = stamps.job_of_file(executed)
+    return stamp == job.stamp if stamp else last is None or last.digest in (None, job.digest)
+
+
+def stale(folder: Path, found: Iterable[Job]) -> list[str]:
+    """Return the outputs of jobs that ran other content, also those that ran by hand or on another machine."""
+    return [one.job.output for one in statuses(folder, found)
+            if one.state not in ("done", "running") and (folder / one.job.output).is_file()]
 
 
 def hours(found: Iterable[JobStatus], *, gpu: bool = False) -> float:
@@ -64,22 +77,39 @@ def hours(found: Iterable[JobStatus], *, gpu: bool = False) -> float:
 
 
 def hours_left(found: Sequence[JobStatus]) -> float | None:
-    """Estimate the hours of all jobs that are not done, from finished jobs of the same chapter, or else of any.
+    """Estimate the hours of all jobs that are not done; None if no job that computes is done yet."""
+    left = _rests(found)
+    return None if left is None else sum(left)
+
+
+def time_left(found: Sequence[JobStatus]) -> float | None:
+    """Estimate the hours until all jobs are done, if always as many run at once as now; None as `hours_left`."""
+    left = _rests(found)
+    if not left:
+        return None if left is None else 0.0
+    at_once = sum(one.state == "running" and one.job.trains for one in found)
+    return max(sum(left) / max(1, at_once), *left)
+
+
+def _rests(found: Sequence[JobStatus]) -> list[float] | None:
+    """Estimate the hours left of each job that is not done, from finished jobs of the same chapter, or else of any.
 
     None if no job that computes is done yet; `make plan` has an estimate then. A finished job took the most that one of
-    its contents took: after an edit of the profile it may have found all in the store, and have ended in seconds.
+    its contents took: after an edit of the profile it may have found all in the store, and have ended in seconds. So
+    does a chapter after its slices, which is not counted.
     """
+    computing = [status for status in found if status.job.trains and not status.job.gathers]
     seconds: dict[str, list[float]] = {}
-    for status in found:
-        if status.state == "done" and status.job.trains and status.attempts:
+    for status in computing:
+        if status.state == "done" and status.attempts:
             seconds.setdefault(status.job.chapter, []).append(
                 max(_seconds(status, digest) for digest in {one.digest for one in status.attempts}))
-    left = [status for status in found if status.state != "done" and status.job.trains]
+    left = [status for status in computing if status.state != "done"]
     if not seconds:
-        return 0.0 if not left else None
+        return None if left else []
     of_any = fmean(one for chapter in seconds.values() for one in chapter)
-    return sum(max(0.0, (fmean(seconds[one.job.chapter]) if one.job.chapter in seconds else of_any)
-                   - _seconds(one, one.job.digest)) for one in left) / HOUR
+    return [max(0.0, (fmean(seconds[one.job.chapter]) if one.job.chapter in seconds else of_any)
+                - _seconds(one, one.job.digest)) / HOUR for one in left]
 
 
 def _seconds(status: JobStatus, digest: str | None) -> float:
@@ -104,8 +134,8 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
     for one in found:
         yield from _lines(one, paths.runs() / name / one.job.log)
     left = hours_left(found)
-    yield (f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left "
-           + ("not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}"))
+    rest = "not known before a job is done: see `make plan`" if left is None else f"about {left:.2f}, job after job"
+    yield f"hours  {hours(found):.2f} computed, {hours(found, gpu=True):.2f} GPU-hours; left {rest}"
     limit = profile.judge.max_usd if isinstance(profile.judge, OpenAIJudge) else None
     shared = "" if base_of(name) == name else f" by all studies of {base_of(name)}"
     yield f"money  ${spent(name):.2f} spent on judges{shared}" + ("" if limit is None else f", of ${limit:.2f}")

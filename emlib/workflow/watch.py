@@ -24,9 +24,9 @@ from emlib.core import paths
 from emlib.core.commands import INTERRUPTED, ends_with_message, profile_parser
 from emlib.store.artefacts import open_store
 from emlib.workflow import status
-from emlib.workflow.graph import Job, chosen, jobs
+from emlib.workflow.graph import Job, chosen, jobs, with_needs
 from emlib.workflow.job_log import WATCHED, Attempt
-from emlib.workflow.status import CONTINUE, JUDGE_WAITS, JobStatus, hours_left, statuses
+from emlib.workflow.status import CONTINUE, JUDGE_WAITS, JobStatus, stale, statuses, time_left
 
 PAUSE = 1.0  # seconds between two looks at the logs
 WIDTH = 34  # of a job's name
@@ -68,7 +68,7 @@ class Watch:
 
     def now(self) -> str:
         """Return what runs, and the time left, in a line."""
-        left = hours_left(self.statuses)
+        left = time_left(self.statuses)
         running = [one for one in self.statuses if one.state == "running"]
         return "; ".join([*(["about " + minutes(3600 * left) + " left"] if left else []), *(
             f"{one.job.name}{': ' if one.attempts[-1].said else ''}{one.attempts[-1].said}" for one in running)])
@@ -144,18 +144,22 @@ def _interrupt(command: int) -> None:
 def watch(name: str, only: str, command: Sequence[str]) -> int:
     """Run what is not done, show it, and say at the end where the results are, or else what failed.
 
+    Snakemake compares the content of what it has run itself alone. So it is told which other notebooks to run again.
+
     Raises:
         StoreError: the store has another format. Nothing was run.
     """
     open_store()
-    folder, watched = paths.runs() / paths.study_name(name), chosen(jobs(name), only)
+    folder, every = paths.runs() / paths.study_name(name), jobs(name)
+    watched = chosen(every, only)
+    again = stale(folder, with_needs(every, watched))
     if os.environ.get("VERBOSE") == "1":
         watched = []  # the jobs show everything themselves
     else:
         done = sum(one.state == "done" for one in statuses(folder, watched))
         print(f"{folder.name}: {len(watched)} notebooks" + (f", {done} of them done" if done else ""),
               file=sys.stderr, flush=True)
-    code = run(folder, watched, command)
+    code = run(folder, watched, [*command, *(["--forcerun", *again] if again else [])])
     if code:
         status.show(name)
     if code == INTERRUPTED:

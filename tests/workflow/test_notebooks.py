@@ -23,7 +23,7 @@ from emlib.core import paths, plugins
 from emlib.core.errors import NotebookError, ProfileError
 from emlib.study import stamps
 from emlib.study.study import open_study
-from emlib.workflow import graph, notebooks
+from emlib.workflow import graph, notebooks, status
 from emlib.workflow.chapters import former_names
 from emlib.workflow.job_log import WATCHED
 
@@ -395,13 +395,66 @@ def test_output_that_comes_late_is_waited_for(tmp_path: Path, monkeypatch: pytes
 
 def snakemake(folder: Path, profile: str, *more: str) -> None:
     """Run a profile, or what `more` asks for of it, two jobs at once."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
-               str(folder), "--cores", "2", "--rerun-triggers", "params", "input",
-               "--nolock", "--quiet", "all", *more]
+    command = [*snakemake_in(folder), "--quiet", "all", *more]
     done = subprocess.run(command, check=False, env=os.environ | ONE_THREAD | {
         "EMLIB_PROFILE": profile, "EMLIB_RUNS_DIR": str(folder.parent)},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def snakemake_in(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(paths.ROOT / "Snakefile"), "--directory",
+            str(folder), "--cores", "2", "--rerun-triggers", "params", "input", "--nolock"]
+
+
+def executed(chapter: str, parameters: dict[str, Any], out: Path) -> None:
+    out.write_text(json.dumps({"cells": [], "metadata": {}}))
+
+
+def test_a_notebook_that_is_run_by_hand_is_the_job_of_its_slice_and_of_its_content(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setattr(notebooks, "_papermill", executed)
+    profile, folder = sliced(tmp_path), tmp_path / "runs" / "sliced"
+
+    def done() -> set[str]:
+        return {one.job.name for one in status.statuses(folder, graph.jobs(profile)) if one.state == "done"}
+
+    notebooks.main(["02_baselines", "--profile", profile, "--dataset", "cooking"])
+    assert (done(), status.stale(folder, graph.jobs(profile))) == ({"02_baselines (cooking)"}, [])
+    notebooks.main(["02_baselines", "--profile", profile, "--dataset", "cooking", "--dataset", "travel/.."])
+    assert [path.name for path in (folder / "notebooks" / "slices").iterdir() if path.stem.count("travel")] == [
+        "02_baselines.cooking_travel_...ipynb"]
+    notebooks.main(["13_grpo", "--profile", profile])
+    assert done() == {"02_baselines (cooking)", "13_grpo"}
+    whole = graph.output_of("02_baselines")
+    notebooks.main(["02_baselines", "--profile", profile, "--dataset", "cooking", "--out", str(folder / whole)])
+    assert status.stale(folder, graph.jobs(profile)) == [whole]
+    Path(profile).write_text(SLICED + "seeds: [3]\n")
+    assert done() == set()
+    assert status.stale(folder, graph.jobs(profile)) == [
+        graph.output_of("02_baselines", "cooking"), whole, graph.output_of("13_grpo")]
+
+
+@pytest.mark.slow
+def test_make_reproduce_runs_a_notebook_again_that_ran_other_content_by_hand(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake, which did not run it, would keep it for good."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    profile, folder = sliced(tmp_path), tmp_path / "runs" / "sliced"
+    book = folder / graph.output_of("01_data")
+    job = next(job for job in graph.jobs(profile) if job.chapter == "01_data")
+    notebooks.main(["01_data", "--profile", profile])
+    assert stamps.job_of_file(book) == job.stamp
+    for text, again in ((SLICED, False), (SLICED + "seeds: [3]\n", True), (SLICED + "seeds: [3]\n", False)):
+        before = book.stat().st_mtime_ns
+        Path(profile).write_text(text)
+        command = [sys.executable, "-m", "emlib.workflow.watch", profile, "01_data", "--", *snakemake_in(folder)]
+        subprocess.run(command, check=True, env=os.environ | ONE_THREAD | {
+            "PYTHONPATH": str(paths.ROOT), "EMLIB_PROFILE": profile, "EMLIB_ONLY": "01_data"})
+        assert (book.stat().st_mtime_ns != before) is again
+        [job] = [job for job in graph.jobs(profile) if job.chapter == "01_data"]
+        assert stamps.job_of_file(book) == job.stamp
 
 
 @pytest.mark.slow

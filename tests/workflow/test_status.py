@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -15,9 +17,10 @@ from emlib.core import paths
 from emlib.core.files import write_records
 from emlib.judging.cache import Cache
 from emlib.judging.money import Budget
+from emlib.study import stamps
 from emlib.workflow import graph
 from emlib.workflow.job_log import Attempt, AttemptLog, State
-from emlib.workflow.status import JobStatus, hours, hours_left, report, spent, statuses
+from emlib.workflow.status import JobStatus, hours, hours_left, report, spent, stale, statuses, time_left
 from tests.workflow.test_job_log import said, start
 
 JOBS = {job.name: job for job in graph.jobs("tiny")}
@@ -83,6 +86,43 @@ def test_hours_are_those_of_all_attempts_and_what_is_left_is_what_others_took(fo
     assert hours_left([one for one in found if one.state == "done"]) == 0
 
 
+def test_an_executed_notebook_says_itself_what_it_ran(folder: Path) -> None:
+    """Also one that ran by hand, or on another machine, of which this one has no attempts, or those of another run."""
+    job = JOBS["05_kl"]
+    for stamp, state in ((job.stamp, "done"), (stamps.of_job("former", ""), "waiting"),
+                         (stamps.of_job(job.digest, "--dataset cooking"), "waiting")):
+        book = {"cells": [], "metadata": {"made_with": f"emlib-profile-0 {stamp}"}}
+        (folder / job.output).write_text(json.dumps(book))
+        assert states(folder)["05_kl"].state == state
+        assert stale(folder, [job]) == ([] if state == "done" else [job.output])
+    (folder / job.output).unlink()
+    assert stale(folder, [job]) == []
+
+
+def of(name: str, state: Literal["done", "running", "waiting"], minutes: float, jobs: Any = JOBS) -> JobStatus:
+    """The status of a job that has run for so long."""
+    last = Attempt("ended" if state == "done" else "running", 0.0, 60 * minutes, "n1", 1, None, jobs[name].digest)
+    return JobStatus(jobs[name], state, (last,) if minutes else ())
+
+
+def test_the_time_left_is_that_of_jobs_that_run_at_once(folder: Path) -> None:
+    done, waiting = of("02_baselines", "done", 60), [of("06_ldifs", "waiting", 0), of("08_inoculation", "waiting", 0)]
+    two = [done, of("05_kl", "running", 30), of("09_interleaving", "running", 30), *waiting]
+    assert (hours_left(two), time_left(two)) == (3.0, 1.5)
+    assert time_left([done, *waiting]) == 2.0
+    one_is_longer = [done, of("05_kl", "running", 57), of("09_interleaving", "running", 3)]
+    assert time_left(one_is_longer) == pytest.approx(0.95)  # not half of an hour
+    assert (time_left([done]), time_left(waiting)) == (0.0, None)
+
+
+def test_a_chapter_after_its_slices_is_none_of_the_hours_left() -> None:
+    jobs = {job.name: job for job in graph.jobs("paper-7b") if job.chapter == "02_baselines"}
+    *slices, whole = jobs
+    assert [jobs[name].gathers for name in (*slices, whole)] == [*[False] * len(slices), True]
+    found = [of(name, "done", 60, jobs) for name in slices[1:]] + [of(slices[0], "waiting", 0, jobs)]
+    assert hours_left([*found, of(whole, "waiting", 0, jobs)]) == 1.0
+
+
 def test_hours_of_former_content_are_neither_done_nor_those_of_a_job(folder: Path) -> None:
     """Since an edit one job took three hours; another ran two of the former content, and has all three to go."""
     log(folder, "05_kl", attempt("05_kl", "ended", 60, digest="former"), attempt("05_kl", "ended", 180))
@@ -119,6 +159,7 @@ def test_it_is_told_in_lines_with_the_error_and_the_money(folder: Path) -> None:
     assert str(folder / "logs" / "06_ldifs.log") in lines[1]
     assert lines[2].strip() == "NotebookError: no way"
     assert lines[3].startswith("hours  2.30 computed, 3.10 GPU-hours")
+    assert lines[3].endswith(", job after job")
     assert lines[4] == "money  $1.25 spent on judges"
     assert list(report("tiny+1477da", load_profile("tiny"), []))[-1].startswith("money  $1.25 spent on judges by all ")
 
