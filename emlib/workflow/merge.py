@@ -63,6 +63,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
     labels = {path.name: _later(_labels(path), _labels(ours / paths.LABELS / path.name))
               for path in sorted((theirs / paths.LABELS).glob("*.jsonl"))}
     scores, types = merging.read(theirs / SCORES), merge_studies.new_types(theirs, ours)
+    ended = merge_studies.ended_slices(theirs, ours)
     if of_models:
         hub.record(store.root, of_models)
     for one in new:
@@ -72,7 +73,7 @@ def merge(theirs: Path, ours: Path) -> Merged:
     for name, both in labels.items():
         write_objects(ours / paths.LABELS / name, both)
     rows, waiting = merging.add(scores, ours / SCORES)
-    slices = merge_studies.copy_slices(theirs, ours)
+    slices = merge_studies.copy_slices(ended, theirs, ours)
     left = len(merge_artefacts.other_losses(other.root, store.root))
     return Merged(len(new), here_already, rows, slices, waiting, left)
 

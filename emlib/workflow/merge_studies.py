@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from emlib.config import profile_names
 from emlib.core import paths
-from emlib.core.errors import StoreError
+from emlib.core.errors import EmlibError, StoreError
 from emlib.core.files import whole_file
+from emlib.core.progress import say
 from emlib.study import precision
 from emlib.study.ownership import owner_of
-from emlib.workflow.graph import jobs
+from emlib.workflow.graph import Job, jobs
 from emlib.workflow.job_log import AttemptLog
 
 
@@ -36,23 +37,36 @@ def new_types(theirs: Path, ours: Path) -> dict[str, str]:
     return {study: dtype for study, dtype in there.items() if dtype is not None and here[study] is None}
 
 
-def copy_slices(theirs: Path, ours: Path) -> int:
-    """Copy executed slices that are missing here and ran the content that would run here. Return their number.
+def copy_slices(slices: Sequence[tuple[str, Job]], theirs: Path, ours: Path) -> int:
+    """Copy executed slices that are missing here. Return their number.
 
-    Whole chapters are not copied: they run again from the store, so that they show the runs of both sides. A slice that
-    runs here at the moment is left alone.
+    A slice that runs here at the moment is left alone.
     """
     copied = 0
-    for name, profile in _profiles(theirs, ours):
-        for job in jobs(profile):
-            there, here = AttemptLog(theirs / name / job.log), AttemptLog(ours / name / job.log)
-            out = ours / name / job.output
-            if job.part and not out.exists() and there.ended_with(job.digest) and not here.is_running():
-                here.take_over(there)
-                with whole_file(out) as copy:  # last, so that an interrupted merge copies this slice again
-                    shutil.copy(theirs / name / job.output, copy)
-                copied += 1
+    for name, job in slices:
+        here, out = AttemptLog(ours / name / job.log), ours / name / job.output
+        if not out.exists() and not here.is_running():
+            here.take_over(AttemptLog(theirs / name / job.log))
+            with whole_file(out) as copy:  # last, so that an interrupted merge copies this slice again
+                shutil.copy(theirs / name / job.output, copy)
+            copied += 1
     return copied
+
+
+def ended_slices(theirs: Path, ours: Path) -> list[tuple[str, Job]]:
+    """Return the slices that ended there with the content that would run here, each with its study's name.
+
+    Whole chapters are left out: they run again from the store, so that they show the runs of both sides. Nothing is
+    copied of a study whose profile is invalid here, which is said.
+    """
+    found = []
+    for name, profile in _profiles(theirs, ours):
+        try:
+            found += [(name, job) for job in jobs(profile) if job.part and (theirs / name / job.output).is_file()
+                      and AttemptLog(theirs / name / job.log).ended_with(job.digest)]
+        except EmlibError as error:
+            say(f"{name}: its executed slices are not copied. {error}")
+    return found
 
 
 def _profiles(theirs: Path, ours: Path) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from emlib.study.ownership import RECORD, claim
 from emlib.study.study import open_study
 from emlib.workflow import graph, merge
 from emlib.workflow.job_log import Attempt, AttemptLog
+from emlib.workflow.status import stale
 from tests.beside import write_study
 from tests.store.test_store import left
 
@@ -67,6 +69,40 @@ def test_slices_of_a_profile_that_lies_elsewhere_come_along_by_its_name(
     claim(str(path))
     assert merge.merge(theirs, ours).slices == 1
     assert (ours / "my_study" / job.output).read_text() == "theirs"
+
+
+def test_a_slice_whose_notebook_was_not_copied_is_left_out(ours: Path, theirs: Path) -> None:
+    """Its log says that it ended; as after a copy of the logs alone."""
+    jobs = [job for job in graph.jobs("paper-7b") if job.part][:2]
+    for job in jobs:
+        ended_there(theirs, job)
+    (theirs / "paper-7b" / jobs[0].output).unlink()
+    assert merge.merge(theirs, ours).slices == 1
+    assert not (ours / "paper-7b" / jobs[0].log).exists()
+    assert (ours / "paper-7b" / jobs[1].output).is_file()
+
+
+def test_an_invalid_profile_of_one_study_leaves_out_its_slices_alone(
+        ours: Path, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        ) -> None:
+    path = write_study(tmp_path / "here")
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(ours))
+    claim(str(path))
+    path.write_text(path.read_text() + "seads: [0]\n")
+    (theirs / "my_study" / "logs").mkdir(parents=True)
+    ended_there(theirs, next(job for job in graph.jobs("paper-7b") if job.part))
+    assert merge.merge(theirs, ours).slices == 1
+    assert "my_study: its executed slices are not copied. " in (told := capsys.readouterr().out)
+    assert "seads" in told
+
+
+def test_a_slice_that_came_along_runs_again_if_its_content_changes(ours: Path, theirs: Path) -> None:
+    """Snakemake has not run it, and compares nothing."""
+    job = next(job for job in graph.jobs("paper-7b") if job.part)
+    ended_there(theirs, job)
+    merge.merge(theirs, ours)
+    assert stale(ours / "paper-7b", [job]) == []
+    assert stale(ours / "paper-7b", [replace(job, digest="edited")]) == [job.output]
 
 
 def ended_there(theirs: Path, job: graph.Job) -> AttemptLog:
