@@ -91,7 +91,7 @@ def tried(study: Study, *defenses: Defense, dataset: str | None = None, seed: in
     _checked(study, defenses)
     method = Method(name=TRIED, defenses=defenses)
     profile = study.profile.model_copy(update={"methods": (method, *study.profile.methods)})  # before one of its name
-    beside = Study(study.name, profile, study.store)
+    beside = Study(study.name, profile, study.store, auto_dtype=study.auto_dtype)
     run = Run(profile.model.name, _dataset(study, dataset), TRIED, method.number, seed)
     beside.need(beside.task(run).scored(run))
     result = beside.result(run)

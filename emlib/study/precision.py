@@ -1,7 +1,7 @@
 """The data type that a study computes in, where its profile says `dtype: auto`.
 
-It is decided once for a study and recorded in its folder of results, so that results which are carried to another
-processor stay the same study. The keys of its artefacts contain the type itself, never `auto`.
+A study's first job that computes decides it and records it in the folder of results, so that results which are carried
+to another processor stay the same study. The keys of its artefacts contain the type itself, never `auto`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from emlib.config import Profile
+from filelock import FileLock
+
+from emlib.config import Profile, load_profile
 from emlib.config.words import ComputeDtype
 from emlib.core import gpus, machine, paths
 from emlib.core.errors import StoreError
-from emlib.core.files import write_text
+from emlib.core.files import disk_errors, write_text
 from emlib.study.ownership import base_of
 
 RECORD = "dtype.txt"
@@ -35,11 +37,42 @@ def resolved(profile: Profile, study: str) -> Profile:
     return profile.model_copy(update={"model": model})
 
 
-def record(profile: Profile, study: str) -> None:
-    """Record the data type of a resolved profile in its study's folder of results; that of `auto` never changes."""
-    folder = paths.runs() / study
-    if recorded(folder) != profile.model.dtype:
-        write_text(folder / RECORD, f"{profile.model.dtype}\n")
+def decide(name: str) -> None:
+    """Record the data type of `auto` for a study's first job that computes, before it does; a record stays.
+
+    Not for the command that starts jobs elsewhere, such as on a cluster's login node, which may have no GPU.
+    """
+    profile, study = load_profile(name), paths.study_name(name)
+    if profile.model.dtype == "auto":
+        _create(paths.runs() / study, resolved(profile, study).model.dtype)
+
+
+def record(profile: Profile, study: str, *, auto: bool = False) -> None:
+    """Record the data type of a resolved profile in its study's folder of results; that of `auto` never changes.
+
+    Raises:
+        StoreError: `auto` has another type by now, which another process has recorded.
+    """
+    folder, dtype = paths.runs() / study, profile.model.dtype
+    if auto:
+        _create(folder, dtype)
+    found = recorded(folder)
+    if found == dtype:
+        return
+    if auto:
+        raise StoreError(f"{folder / RECORD}: another process has recorded {found} for this study since it was opened "
+                         f"here, with {dtype}. Start this again: it computes in {found} then.")
+    write_text(folder / RECORD, f"{dtype}\n")
+
+
+def _create(folder: Path, dtype: str) -> None:
+    """Write the record if there is none; of two processes on two machines one writes it."""
+    if recorded(folder) is None:
+        with disk_errors(folder / RECORD):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{RECORD}.lock"):
+                if recorded(folder) is None:
+                    write_text(folder / RECORD, f"{dtype}\n")
 
 
 def recorded(folder: Path) -> str | None:

@@ -50,9 +50,13 @@ class Study:
     A method that reads the store returns None where something that it needs is not made yet.
     """
 
-    def __init__(self, name: str, profile: Profile, store: Store, stated_in: str | None = None) -> None:
-        """Take the profile, its name (that of its folder of results), and its file or its name in `params/`, if any."""
-        self.name, self.store, self.stated_in = name, store, stated_in
+    def __init__(self, name: str, profile: Profile, store: Store, stated_in: str | None = None, *,
+                 auto_dtype: bool = False) -> None:
+        """Take the profile, its name (that of its folder of results), and its file or its name in `params/`, if any.
+
+        `auto_dtype`: whether the profile says `dtype: auto`, which is resolved here.
+        """
+        self.name, self.store, self.stated_in, self.auto_dtype = name, store, stated_in, auto_dtype
         self.recipes = Recipes(profile, name)
 
     @property
@@ -91,7 +95,7 @@ class Study:
         """
         if self.stated_in is not None:
             ownership.claim(self.stated_in)
-        precision.record(self.profile, self.name)
+        precision.record(self.profile, self.name, auto=self.auto_dtype)
         overrides.keep(self.profile, self.folder, f"The profile '{self.name}' when the results in this folder were "
                                                   "written.")
 
@@ -337,7 +341,7 @@ class Study:
         from emlib.make.session import Session
 
         Session.close_kept()
-        precision.record(self.profile, self.name)
+        precision.record(self.profile, self.name, auto=self.auto_dtype)
         return Session(self.recipes, self.store, self.folder, self.budget)
 
     def complete(self, runs: Sequence[Run]) -> list[RunResult]:
@@ -490,4 +494,4 @@ def open_study(profile: str, changes: str = "") -> Study:
     loaded = load_profile(profile)
     ownership.refuse_others(profile)
     name = paths.study_name(profile)
-    return Study(name, precision.resolved(loaded, name), store, profile)
+    return Study(name, precision.resolved(loaded, name), store, profile, auto_dtype=loaded.model.dtype == "auto")

@@ -39,7 +39,7 @@ from emlib.core.files import whole_file
 from emlib.core.gpus import VISIBLE, claimed, devices
 from emlib.core.progress import FOUND, MARK
 from emlib.core.temporary import remove_unfinished, socket_folder, sweep, temporary_folder
-from emlib.study import stamps
+from emlib.study import precision, stamps
 from emlib.study.overrides import study_with
 from emlib.study.ownership import claim
 from emlib.workflow import graph
@@ -146,7 +146,9 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, j
             return
         remove_unfinished(out)
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
-            os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
+            os.environ             if gpus:
+                precision.decide(parameters["profile"])
+|= {VISIBLE: ",".join(taken)} if taken else {}
             execute(chapter, parameters, out, job)
 
 

@@ -5,8 +5,9 @@ import pytest
 from emlib.config import load_profile
 from emlib.core import gpus, machine
 from emlib.core.errors import ProfileError, StoreError
-from emlib.study import overrides
+from emlib.study import overrides, precision
 from emlib.study.study import open_study
+from emlib.workflow import notebooks
 
 
 @pytest.fixture
@@ -54,6 +55,34 @@ def test_opening_a_study_records_nothing_and_a_session_does(auto, monkeypatch):
     assert not study.folder.exists()
     with study.session():
         assert (study.folder / "dtype.txt").read_text() == "bfloat16\n"
+
+
+def test_of_two_first_jobs_on_unlike_machines_one_decides_the_type(auto, monkeypatch):
+    """Both were opened before either computed. A job's process decides before its notebook opens the study."""
+    studies = []
+    for fast in (True, False):
+        with_flags(monkeypatch, fast)
+        studies.append(open_study(auto))
+    with studies[0].session():
+        pass
+    with pytest.raises(StoreError, match=r"dtype\.txt: another process has recorded bfloat16 .*, with float32\. Start"):
+        studies[1].session()
+    with pytest.raises(StoreError, match="another process has recorded"):
+        studies[1].record()
+    precision.decide(auto)
+    assert (studies[0].folder / "dtype.txt").read_text() == "bfloat16\n"
+    assert keys(open_study(auto)) == keys(studies[0])
+
+
+def test_a_jobs_process_decides_the_type_and_no_other_does(auto, tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "execute", lambda *_: None)
+    record = tmp_path / "runs" / "mine" / "dtype.txt"
+    with_flags(monkeypatch, True)
+    for count in ("0", "1"):
+        notebooks.main(["02_baselines", "--profile", auto, "--log", str(tmp_path / "job.log"), "--gpus", count])
+        assert record.is_file() is (count == "1")  # a job that only reads may run where there is no GPU
+    with_flags(monkeypatch, False)
+    assert open_study(auto).profile.model.dtype == "bfloat16"
 
 
 def test_an_edited_type_that_the_profile_states_is_recorded(tmp_path, monkeypatch):
