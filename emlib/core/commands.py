@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from emlib.core.errors import EmlibError
 
 INTERRUPTED, NO_READER = 130, 141  # the exit statuses that shells report after Ctrl-C, and of `command | head`
+STOPPED = "SIGTERM: it was cancelled, or its time was over"
 
 
 def profile_parser(prog: str, about: str) -> argparse.ArgumentParser:
@@ -35,6 +37,24 @@ def ends_with_message(status: int = 1) -> Iterator[None]:
         if _is_read():
             raise
         sys.exit(NO_READER)
+
+
+@contextmanager
+def stopped_as_by_ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGTERM, with which schedulers cancel a job or end it when its time is over.
+
+    Only at the first one, so that the way out is not interrupted: Slurm sends it to every process, and srun passes it
+    on once more.
+    """
+    def stop(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(STOPPED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_read() -> bool:

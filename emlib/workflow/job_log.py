@@ -44,7 +44,7 @@ class Attempt:
         seconds: up to its end, by a clock that nobody sets; of a killed one, up to the last change of its log.
         gpu: the names of its GPUs, with commas between them.
         digest: the digest of the content that it ran.
-        error: empty unless it failed.
+        error: empty unless it failed, or was stopped by another signal than that of Ctrl-C.
         said, found: of the last attempt, its last line of progress, and the last sentence that states what it found.
     """
 
@@ -91,8 +91,8 @@ class AttemptLog:
             try:
                 yield
                 attempt = replace(attempt, state="ended")
-            except KeyboardInterrupt:
-                attempt = replace(attempt, state="interrupted")
+            except KeyboardInterrupt as stopped:
+                attempt = replace(attempt, state="interrupted", error=str(stopped))
                 raise
             except BaseException as error:
                 attempt = replace(attempt, state="failed", error=f"{type(error).__name__}: {error}")

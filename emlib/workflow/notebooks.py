@@ -33,7 +33,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from traitlets.config import Config
 
 from emlib.core import paths, plugins
-from emlib.core.commands import ends_with_message
+from emlib.core.commands import ends_with_message, stopped_as_by_ctrl_c
 from emlib.core.errors import JudgeWaits, NotebookError, nearest
 from emlib.core.files import whole_file
 from emlib.core.gpus import VISIBLE, claimed, devices
@@ -146,9 +146,9 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, j
             return
         remove_unfinished(out)
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
-            os.environ             if gpus:
+            os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
+            if gpus:
                 precision.decide(parameters["profile"])
-|= {VISIBLE: ",".join(taken)} if taken else {}
             execute(chapter, parameters, out, job)
 
 
@@ -242,10 +242,11 @@ def main(arguments: list[str] | None = None) -> None:
     if shown:
         print(asked.label or asked.chapter, file=sys.stderr, flush=True)
     started = time.perf_counter()
-    if asked.log is None:
-        execute(asked.chapter, parameters, out, job)
-    else:
-        _logged(asked, parameters, out, job)
+    with stopped_as_by_ctrl_c():
+        if asked.log is None:
+            execute(asked.chapter, parameters, out, job)
+        else:
+            _logged(asked, parameters, out, job)
     if shown:
         print(f"    {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
