@@ -153,7 +153,7 @@ def against_misalignment(panel: pd.DataFrame, rates: pd.DataFrame) -> Figure:
         for method, of in tasks[tasks["of"] == name].groupby("method", sort=False):
             colour, marker, _ = look_of(str(method))
             axis.errorbar(of["general_misaligned"], of["value"].to_numpy(float), xerr=spans(of, "general_misaligned"),
-                          yerr=NORMAL * of["stderr"].fillna(0).to_numpy(float), marker=marker, color=colour,
+                          yerr=NORMAL * of["stderr"].to_numpy(float), marker=marker, color=colour,
                           capsize=2, linestyle="none", label=method_named(str(method)))
         axis.set_xlim(-5, 105)
         axis.set_title(name, fontsize="medium")
@@ -170,7 +170,7 @@ def write(study: Study) -> list[Path]:
     study.write_results()  # the table and the figure are of the profile that is recorded then
     frame = numbers(study)
     written = result_tables.write(frame, readable(frame), study.folder / "tables", "panel")
-    results = [result for run in study.runs() if (result := study.result(run)) is not None]
+    results = study.finished()
     figure = against_misalignment(frame, result_tables.numbers(results)) if written and results else plots.nothing("")
     written += plots.save(figure, study.folder / "figures", "panel")
     plt.close(figure)

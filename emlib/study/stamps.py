@@ -3,9 +3,10 @@
 A profile, or a file that it names, may be edited after it has run. Until its notebooks have run again, the folder has
 files of both versions, and those of the former one must not be stated as results of the profile. So a table has a
 stamp, a digest of all that the profile's results depend on (`contents_of`), in a comment of its LaTeX form; a figure
-and an executed notebook have it in their metadata, and the recorded profile in a comment. `results.csv` and its like
-need none: they are removed when another profile is recorded. An executed notebook has a second one, of its job: of its
-cells, of emlib and of the slice as well.
+and an executed notebook have it in their metadata, and the recorded profile in a comment. It is that of the study that
+made the file, as it was opened: by then another process may have recorded an edited profile in the same folder.
+`results.csv` and its like need none: they are removed when another profile is recorded. An executed notebook has a
+second one, of its job: of its cells, of emlib and of the slice as well.
 
 Results depend on a profile's values, and on the contents but not the paths of the files that it names. So moving a
 folder makes nothing stale, and neither does editing a file that only another profile names.
@@ -32,6 +33,7 @@ NO_RESULT = {"job": True, "name": True, "title": True, "slice_by": True, "grpo":
 NO_RESULT_IN = {"training": ("checkpoint_every",), "backend": ("base_url",)}
 STAMP = re.compile(rb"emlib-profile-[0-9a-f]{16}")
 JOB = re.compile(rb"emlib-job-[0-9a-f]{16}")
+_opened: dict[Path, str] = {}  # the stamp of the study that this process opened last, by its folder of results
 
 
 def contents_of(profile: Profile) -> Any:
@@ -121,6 +123,20 @@ def of_profile(name: str) -> str:
 def recorded(folder: Path) -> str:
     """Return the stamp of the profile that a folder of results records; empty without one."""
     return of_file(folder / paths.EFFECTIVE) or ""
+
+
+def opened(profile: Profile, folder: Path) -> None:
+    """Remember the profile with which this process works on a folder of results, and the files that it names."""
+    _opened[folder.resolve()] = stamp_of(profile, folder.name)
+
+
+def of_drawn(folder: Path) -> str:
+    """Return the stamp of what this process writes into a folder of tables or figures.
+
+    It is that of the study that was opened here, or else of the profile that the folder of results records.
+    """
+    here = next((place for place in folder.resolve().parents if place in _opened), None)
+    return recorded(folder.parent) if here is None else _opened[here]
 
 
 def is_recorded(profile: Profile, folder: Path) -> bool:

@@ -32,7 +32,7 @@ from emlib.steps.recipes import Recipes
 from emlib.steps.specs import TrainingSpec
 from emlib.steps.vectors import PersonaVectors
 from emlib.store.artefacts import Artefact, Store, open_store
-from emlib.study import overrides, ownership, precision, results
+from emlib.study import overrides, ownership, precision, results, stamps
 from emlib.study.runs import SECTIONS, Opinions, Run, RunResult, Section, SteeringPoint, TrajectoryPoint
 from emlib.study.tasks import BenignTask, NarrowTask, Points, Task, sliced, tasks_of
 from emlib.training.records import LOG, StepRecord
@@ -96,6 +96,7 @@ class Study:
         if self.stated_in is not None:
             ownership.claim(self.stated_in)
         precision.record(self.profile, self.name, auto=self.auto_dtype)
+        stamps.opened(self.profile, self.folder)
         overrides.keep(self.profile, self.folder, f"The profile '{self.name}' when the results in this folder were "
                                                   "written.")
 
@@ -453,6 +454,15 @@ class Study:
             seconds, tokens = adapter.facts["seconds"], adapter.facts["tokens"]
         return RunResult(run, scores, seconds, tokens, self.run_key(run))
 
+    def finished(self, section: Section = "narrow", *, methods: Iterable[str] | None = None,
+                 of: Denominator = "asked") -> list[RunResult]:
+        """Return the results of all finished runs of a section, or of some of its methods, in the profile's order.
+
+        Notebooks save tables and figures of these, whichever runs their parameters choose.
+        """
+        return [result for run in self.runs(section, methods=methods)
+                if (result := self.result(run, of)) is not None]
+
     def results(self, of: Denominator = "asked", section: Section = "narrow") -> list[RunResult]:
         """Return the results of a section's finished runs, in the profile's order.
 
@@ -462,9 +472,8 @@ class Study:
         Raises:
             StoreError: the section has runs, and none is finished.
         """
-        runs = self.runs(section)
-        found = [result for run in runs if (result := self.result(run, of)) is not None]
-        if runs and not found:
+        found = self.finished(section, of=of)
+        if not found and self.runs(section):
             raise StoreError(f"No run of profile '{self.name}' is finished. Run notebook {NOTEBOOKS[section]} first, "
                              f"or `{self.command}`.")
         return found
@@ -475,8 +484,7 @@ class Study:
         Files without a finished run, such as those of a profile that was edited since, are removed.
         """
         self.record()
-        return results.write(self.folder, self.profile, {section: [
-            result for run in self.runs(section) if (result := self.result(run)) is not None] for section in SECTIONS})
+        return results.write(self.folder, self.profile, {section: self.finished(section) for section in SECTIONS})
 
 
 def open_study(profile: str, changes: str = "") -> Study:
@@ -494,4 +502,6 @@ def open_study(profile: str, changes: str = "") -> Study:
     loaded = load_profile(profile)
     ownership.refuse_others(profile)
     name = paths.study_name(profile)
-    return Study(name, precision.resolved(loaded, name), store, profile, auto_dtype=loaded.model.dtype == "auto")
+    study = Study(name, precision.resolved(loaded, name), store, profile, auto_dtype=loaded.model.dtype == "auto")
+    stamps.opened(study.profile, study.folder)
+    return study

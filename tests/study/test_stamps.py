@@ -283,6 +283,35 @@ def test_a_figure_and_a_table_have_the_stamp_of_the_recorded_profile(path: Path)
     plt.close("all")
 
 
+def test_what_a_study_writes_has_its_stamp_whichever_profile_the_folder_records(path: Path) -> None:
+    """A kernel stays open while its profile is edited and runs again; or notebook 16 runs before notebook 15."""
+    study = opened(path)
+    run = write(study)
+    former = stamps.recorded(study.folder)
+    path.write_text(PROFILE.replace("epochs: 1", "epochs: 2"))
+    overrides.keep(load_profile(str(path)), study.folder, "as another process does")
+    edited = stamps.recorded(study.folder)
+    files = [study.folder / "tables" / "triggers.tex", *(study.folder / "figures" / name for name in (
+        "one.png", "newer/one.png"))]
+
+    def written() -> set[str | None]:
+        write_table(study, run)
+        for file in files[1:]:
+            plots.save(plt.subplots()[0], file.parent, "one")
+        return {stamps.of_file(file) for file in files}
+
+    assert written() == {former} != {edited}
+    open_study(str(path))
+    assert written() == {edited}
+    write(opened(path))
+    assert written() == {former}
+    path.write_text(PROFILE.replace("epochs: 1", "epochs: 2"))
+    open_study(str(path))  # nothing is recorded
+    assert stamps.recorded(study.folder) == former
+    assert written() == {edited}
+    plt.close("all")
+
+
 def test_a_figure_of_which_nothing_is_left_is_removed(path: Path) -> None:
     study = open_study(str(path))
     folder = study.folder / "figures"

@@ -196,6 +196,17 @@ def test_a_slice_that_does_not_exist_is_named(study: Study, asked: dict[str, lis
     assert message in str(caught.value)
 
 
+def test_finished_runs_are_those_of_a_section_or_of_some_of_its_methods(
+        study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = study.runs()
+    monkeypatch.setattr(study, "result", lambda run, of="asked": None if run == first else (run, of))
+    found: list[object] = list(study.finished())
+    assert found == [(run, "asked") for run in others] == study.results()
+    found = list(study.finished(methods=["untrained"], of="scored"))
+    assert found == [(run, "scored") for run in others if run.method == "untrained"]
+    assert study.finished("grpo") == []
+
+
 def test_only_what_determines_a_result_is_in_its_key(study: Study) -> None:
     run = study.runs(methods=["misaligned"])[0]
 

@@ -98,6 +98,15 @@ def test_a_notebook_can_be_copied_from(chapter: str) -> None:
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
+def test_what_a_notebook_saves_is_of_all_finished_runs(chapter: str) -> None:
+    """A slice of it, or a part that is run by hand, would write its own runs over the whole study's."""
+    source = "\n".join(cell.source for cell in cells(chapter, "code"))
+    chosen = "datasets=datasets" in source or "methods=methods, settings" in source
+    if chosen and "study.folder /" in source:
+        assert "study.finished(" in source or "study.runs()" in source, chapter
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_notebook_leads_on_to_the_next(chapter: str) -> None:
     last = cells(chapter, "markdown")[-1].source
     following = CHAPTERS[(CHAPTERS.index(chapter) + 1) % len(CHAPTERS)]

@@ -121,14 +121,13 @@ def show(figure: Figure, folder: Path | None = None, name: str = "") -> None:
 def save(figure: Figure, folder: Path, name: str, endings: Sequence[str] = FORMS) -> list[Path]:
     """Write `<name>.png` and `<name>.pdf`, without dates, so that equal numbers give equal bytes.
 
-    The PNG has the stamp of the profile that the folder of results records. Of a figure without panels (`nothing`) the
-    files are removed.
+    The PNG has the stamp of the study that it is of. Of a figure without panels (`nothing`) the files are removed.
     """
     if not figure.axes:
         for ending in FORMS:
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
         return []
-    metadata = {"png": {"Software": None, "Comment": stamps.recorded(folder.parent) or None},
+    metadata = {"png": {"Software": None, "Comment": stamps.of_drawn(folder) or None},
                 "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     paths = []
     for ending in endings:

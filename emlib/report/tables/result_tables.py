@@ -40,10 +40,11 @@ def numbers(results: Sequence[RunResult]) -> pd.DataFrame:
     (clustered by question), `_wilson_low` and `_wilson_high` (for independent answers); NaN if nothing was scored,
     and for incoherent answers if the judge does not measure coherence.
     Each question set has the columns `<set>_asked`, `_scored` and `_unscored`, the others' number with their reasons.
-    `<set>_cut` is the percentage of answers that reached the token limit.
+    `<set>_cut` is the percentage of answers that reached the token limit. A run counts once, however often it is among
+    the results.
     """
     rows = []
-    for result in results:
+    for result in {one.run: one for one in results}.values():
         row: dict[str, object] = {"model": result.run.model} | identity_of(result.run)
         for which, rates in result.sets.items():
             row |= _share(f"{which}_misaligned", rates.misaligned)
@@ -140,8 +141,8 @@ def write(frame: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str) ->
 
 
 def write_forms(folder: Path, name: str, *, csv: str, md: str, tex: str) -> list[Path]:
-    """Write the forms of a table, with the stamp of the profile that the folder of results records."""
-    stamp = stamps.recorded(folder.parent)
+    """Write the forms of a table, with the stamp of the study that they are of."""
+    stamp = stamps.of_drawn(folder)
     texts = {"csv": csv, "md": md, "tex": f"% {stamp}\n{tex}" if stamp else tex}
     for ending, text in texts.items():
         write_text(folder / f"{name}.{ending}", text)
