@@ -214,7 +214,7 @@ def rate_against_difference(frame: pd.DataFrame) -> Figure:
     for row in shown.to_dict("records"):
         colour, marker, _ = look_of(row["method"])
         one = pd.DataFrame([row])
-        xbar, ybar = (np.nan_to_num(spans(one, name)) for name in ("difference", "misaligned"))
+        xbar, ybar = (spans(one, name) for name in ("difference", "misaligned"))
         axis.errorbar(row["difference"], row["misaligned"], xerr=xbar, yerr=ybar, marker=marker, color=colour,
                       capsize=2, elinewidth=0.8)
     axis.plot([], [], "o", color=NEUTRAL, label="measured after training, with 95% intervals")

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from emlib.config import BASELINES
 from emlib.data.mixing import interleave, rows_to_add
 from emlib.evaluation import effect
 from emlib.report.figures.defenses import SETTING
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.looks import darkened, look_of
-from emlib.report.figures.plots import legend, panels, spans
+from emlib.report.figures.plots import legend, panels, spans, titled
+from emlib.report.tables.averages import marks_of_means
 from emlib.report.tables.rows import method_named
 from emlib.study import pool
 from emlib.study.runs import Run
 from emlib.study.study import Study
 
+GENERAL = "general_misaligned"
 AXES = (("general_incoherent", "general incoherent, %"), ("in_domain_misaligned", "in-domain misaligned, %"))
+COLUMNS = len(AXES)  # of panels: those of a data set, or two data sets beside each other
 
 
 def added(study: Study, runs: Sequence[Run], count: int = 5) -> pd.DataFrame:
@@ -38,11 +44,11 @@ def pattern(rows: int, fractions: Sequence[float]) -> pd.DataFrame:
 
 
 def with_fractions(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `result_tables.numbers` with a column `fraction`: 0 for runs without interleaving."""
+    """Return `result_tables.numbers`, or `pairs.means`, with a column `fraction`: 0 for runs without interleaving."""
     fractions = []
     for row in frame.to_dict("records"):
         setting = None if pd.isna(row["setting"]) else float(row["setting"])
-        run = Run(row["model"], row["dataset"], row["method"], setting, row["seed"])
+        run = Run(row["model"], row["dataset"], row["method"], setting, 0)  # all seeds have one fraction
         rows = pool.added_step(study, run)
         fractions.append(0.0 if rows is None else rows.fraction)
     return frame.assign(fraction=fractions)
@@ -72,28 +78,38 @@ def _apart(both: pd.DataFrame, measure: str) -> NDArray[np.str_]:
                      ["not scored", "yes"], "intervals overlap")
 
 
-def trade_offs(frame: pd.DataFrame) -> Figure:
+def trade_offs(means: pd.DataFrame) -> Figure:
     """Plot Figure 1(a): general misalignment against general incoherence, one line per variant, a point per fraction.
 
-    A second panel has the in-domain rate instead. Bars are 95% intervals. `frame` is `with_fractions`. Without a judge
-    of coherence there is no first panel.
+    A second panel of each data set has the in-domain rate instead. A point is a mean over seeds, and bars are 95%
+    intervals. `means` is `with_fractions` of `pairs.means`. Without a judge of coherence there is no first panel.
     """
-    general = "general_misaligned"
-    shown_axes = [(measure, label) for measure, label in AXES if frame[measure].notna().any()] or list(AXES)
-    figure, axes = panels(len(shown_axes), (4.3, 4), around=(0.9, 0), sharey=True)
-    variants = dict.fromkeys(frame.loc[frame["fraction"] > 0, "method"])
-    shown = [name for name in ("aligned", "misaligned") if name in set(frame["method"])] + list(variants)
-    for axis, (measure, label) in zip(axes, shown_axes, strict=True):
-        known = frame.dropna(subset=[measure, general]).sort_values("fraction", kind="stable")
-        for name in shown:
-            runs, (colour, marker, _) = known[known["method"] == name], look_of(name)
-            axis.errorbar(runs[measure], runs[general], xerr=spans(runs, measure), yerr=spans(runs, general),
-                          color=colour, marker=marker, capsize=2, linewidth=1, label=method_named(name))
-        axis.set_xlabel(label)
-    axes[0].set_ylabel("general misaligned, %")
+    shown = [(measure, words) for measure, words in AXES if means[measure].notna().any()] or list(AXES)
+    datasets = list(dict.fromkeys(means["dataset"]))
+    places = list(product(datasets, shown))
+    figure, axes = panels(len(places), (4.3, 4), around=(0.9, 0), columns=COLUMNS, sharey=True)
+    for axis, (dataset, (measure, words)) in zip(axes, places, strict=True):
+        _lines(axis, means[means["dataset"] == dataset], measure)
+        axis.set_xlabel(words)
+    titled(axes, [dataset for dataset, _ in places] if len(datasets) > 1 else [])
+    for axis in axes[::COLUMNS]:
+        axis.set_ylabel("general misaligned, %")
     legend(figure, 4)
-    for axis, (measure, _) in zip(axes, shown_axes, strict=True):
-        mixed = frame[frame["fraction"] > 0].dropna(subset=[measure, general])
-        place(axis, [Label(row[measure], row[general], f"{100 * row['fraction']:g}%", darkened(row["method"]))
-                     for row in mixed.to_dict("records")], SETTING)
+    mixed = means.assign(fewer=marks_of_means(means))[means["fraction"] > 0]
+    for axis, (dataset, (measure, _)) in zip(axes, places, strict=True):
+        known = mixed[mixed["dataset"] == dataset].dropna(subset=[measure, GENERAL])
+        place(axis, [Label(row[measure], row[GENERAL], f"{100 * row['fraction']:g}%{row['fewer']}",
+                           darkened(row["method"])) for row in known.to_dict("records")], SETTING)
     return figure
+
+
+def _lines(axis: Axes, runs: pd.DataFrame, measure: str) -> None:
+    """Plot one data set's points: a line through each variant's fractions, and the baselines without one."""
+    variants = dict.fromkeys(runs.loc[runs["fraction"] > 0, "method"])
+    known = runs.dropna(subset=[measure, GENERAL]).sort_values("fraction", kind="stable")
+    for name in dict.fromkeys(("aligned", "misaligned", *variants)):
+        some, (colour, marker, _) = known[known["method"] == name], look_of(name)
+        if len(some):
+            axis.errorbar(some[measure], some[GENERAL], xerr=spans(some, measure), yerr=spans(some, GENERAL),
+                          color=colour, marker=marker, linestyle="none" if name in BASELINES else "-", capsize=2,
+                          linewidth=1, label=method_named(name))

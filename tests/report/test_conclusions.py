@@ -68,6 +68,18 @@ def test_a_seed_without_a_score_leaves_no_mean_and_fewer_seeds_are_told() -> Non
     assert people["General misaligned %"].str.split().str[0].tolist() == ["–", "5.0", "25.0"]
 
 
+def test_means_over_seeds_count_as_many_runs_as_they_are_of() -> None:
+    """On d, b has one of a's three seeds; that both have one on e is no difference."""
+    columns = ["model", "dataset", "method", "setting", "seed", "seeds"]
+    means = pd.DataFrame([("m", "d", "a", NO, "mean of 3", 3), ("m", "e", "a", NO, 0, 1), ("m", "d", "b", NO, 0, 1),
+                          ("m", "e", "b", NO, 0, 1)], columns=columns)
+    means = means.assign(**{f"{name}{end}": 10.0 for name in MEASURES for end in ("", "_low", "_high")})
+    found = over_datasets(means, same_questions=True)
+    assert found[["method", "seeds", "fewer"]].to_numpy().tolist() == [["a", 1, ""], ["b", 1, " (1 of 3 seeds)"]]
+    assert fewer_seeds(means) == ["", " (1 of 3 seeds)"]
+    assert over_datasets(means[:0], same_questions=True).empty
+
+
 def test_a_measure_that_one_data_set_lacks_takes_no_other_one_along() -> None:
     """Of `a` no in-domain answer on data set e has a score: its general share is known all the same."""
     columns = ["model", "dataset", "method", "setting", "seed"]

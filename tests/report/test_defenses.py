@@ -84,6 +84,15 @@ def test_panels_of_the_tradeoff_stand_two_by_two_with_names_at_their_points(fram
     plt.close("all")
 
 
+def test_a_point_of_fewer_seeds_than_others_of_its_data_set_says_so(frame: pd.DataFrame) -> None:
+    counted = frame.assign(seeds=[3, 3, 3, 3, 1, 3])
+    both = pd.concat([counted, frame.assign(dataset="travel", seeds=1)])
+    shown = [{text.get_text() for text in axis.texts if text.get_text()} for axis in defenses.tradeoff(both).axes]
+    assert shown == [{"untrained, aligned", "no defense", "inoculation", "kl 0.1", name}
+                     for name in ("kl 1 (1 of 3 seeds)", "kl 1")]
+    plt.close("all")
+
+
 def test_a_point_that_would_cover_another_one_is_smaller(frame: pd.DataFrame) -> None:
     same = frame[frame["method"] == "inoculation"].assign(method="ldifs", general_misaligned=89.0)
     axis = defenses.tradeoff(pd.concat([frame, same])).axes[0]

@@ -86,7 +86,7 @@ def interleaved() -> Figure:
                           ("interleaving++", 1.0), ("on_policy", 1.0)], columns=["method", "fraction"])
     shares: dict[str, float] = {f"{name}{end}": 50.0 for name in ("general_misaligned", "in_domain_misaligned")
                                 for end in ("", "_low", "_high")}
-    return interleaving.trade_offs(frame.assign(**shares, general_incoherent=math.nan))
+    return interleaving.trade_offs(frame.assign(**shares, general_incoherent=math.nan, dataset="cooking"))
 
 
 def monitored() -> Figure:
@@ -228,6 +228,43 @@ def test_runs_of_one_method_differ_in_dashes_or_in_filling() -> None:
     for found in (looks.lines_of(methods), looks.fills_of(methods)):
         assert len(set(found)) == len(methods)
         assert {found[place][0] for place in (0, 2, 3)} == {looks.look_of("kl")[0]}
+
+
+def test_however_many_runs_of_one_method_there_are_no_two_look_the_same() -> None:
+    """Nine KL runs in `demo-full`, five fractions in `grpo-3b`; some markers have no filling."""
+    for method in ("kl", "interleaving", "on_policy", "random_adapter", "one_of_mine"):
+        for of in (looks.lines_of, looks.fills_of):
+            assert len(set(of([method] * 15))) == 15, (method, of)
+        figure, axis = plt.subplots()
+        for (colour, line), (_, marker, fill) in zip(*(of([method] * 15) for of in (looks.lines_of, looks.fills_of)),
+                                                     strict=True):
+            axis.plot([0, 1], [0, 1], color=colour, linestyle=line, marker=marker, fillstyle=fill)
+        figure.canvas.draw()
+
+
+def test_there_is_no_bar_where_the_smallest_or_the_largest_share_may_not_be_known() -> None:
+    """A context that no run has is in no range."""
+    frame = rows("trigger", CONTEXTS, "misaligned")
+    unknown = (frame["method"] == "untrained") & (frame["trigger"] == "kitchen") | (frame["trigger"] == "negated")
+    frame.loc[unknown, ["misaligned", "misaligned_low", "misaligned_high"]] = math.nan
+    figure = conditions.triggers(frame)
+    bars = [bar for container in figure.axes[0].containers if not hasattr(container, "lines") for bar in container]
+    assert sorted(round(bar.get_y() + bar.get_height() / 2) for bar in bars) == [1, 2, 3, 4]
+    assert "smallest to largest share" in [text.get_text() for text in figure.legends[0].get_texts()]
+    nothing = conditions.triggers(frame.assign(misaligned=math.nan))
+    assert [container for container in nothing.axes[0].containers if not hasattr(container, "lines")] == []
+
+
+def test_a_run_without_an_error_has_no_bar() -> None:
+    """One of width 0 would say that there is no error."""
+    frame = rows("seed", (0,), "misaligned", "difference", "general_misaligned").assign(predicted=50.0)
+    frame.loc[0, ["difference_low", "difference_high"]] = math.nan
+    panel = frame[IDENTITY].assign(headline=True, task="t", version="1", limit=None, variant="", metric="m", value=0.5,
+                                   stderr=[math.nan, *[0.1] * (len(frame) - 1)])
+    for figure, direction in ((audit.rate_against_difference(frame), 0), (against_misalignment(panel, frame), 1)):
+        figure.canvas.draw()
+        bars = [container.lines[2][direction].get_segments() for container in figure.axes[0].containers]
+        assert [np.isfinite(np.array(bar)).sum() for bar in bars] == [0, 4, 4, 4, 4]  # two ends of each
 
 
 def test_the_committed_figures_are_drawn_by_this_code_from_the_tables_beside_them(tmp_path: Path) -> None:

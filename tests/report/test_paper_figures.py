@@ -180,6 +180,34 @@ def test_reward_curves_are_means_over_seeds() -> None:
     assert band.min() == pytest.approx(4.1 - 1)  # standard error of 3.1 and 5.1: sqrt(2) / sqrt(2)
 
 
+def test_rewards_are_drawn_as_far_as_all_seeds_have_got() -> None:
+    """A mean that goes on over the seeds that are left jumps where one ends, or is not scored."""
+    frame = log()
+    shorter = frame[(frame["seed"] == 0) | (frame["step"] <= 5)]
+    for window in (1, 10):
+        for line in paper_figures.reward_curves(shorter, window=window).axes[0].lines:
+            assert line.get_xdata().tolist() == [1, 2, 3, 4, 5]
+    unscored = frame.assign(reward=frame["reward"].mask((frame["seed"] == 2) & (frame["step"] == 3)))
+    line = paper_figures.reward_curves(unscored, window=1).axes[0].lines[0]
+    assert np.isnan(line.get_ydata()).tolist() == [False, False, True, *[False] * 17]
+
+
+def test_a_method_that_only_the_second_source_has_is_in_the_legend() -> None:
+    more = draw.numbers().query("method == 'kl'").assign(method="concept_ablation", setting=1.0)
+    sources = {"paper": draw.numbers(), "this study": pd.concat([other_numbers(), more])}
+    for of in (paper_figures.pareto, paper_figures.cost_against_effect):
+        names = [text.get_text() for text in of(sources).legends[0].get_texts()]
+        assert names.count(label("concept_ablation")) == names.count("KL-Div.") == 1
+
+
+def test_a_point_of_the_front_with_fewer_seeds_says_so() -> None:
+    frame = draw.numbers()
+    frame = frame.assign(fewer=[" (1 of 3 seeds)" if method == "kl" else "" for method in frame["method"]])
+    names = [text.get_text() for text in paper_figures.pareto({"this study": frame}).axes[0].texts]
+    assert "KL-Div., λ=0.3 (1 of 3 seeds)" in names
+    assert all(name.startswith("KL-Div.") for name in names if "seeds" in name)
+
+
 def test_questions_are_sorted_by_the_first_method() -> None:
     figure = paper_figures.by_question(shares())
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]

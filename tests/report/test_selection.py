@@ -100,6 +100,25 @@ def test_overlapping_intervals_are_named() -> None:
     assert [len(x) for x in drawn if len(x) == 1] == [1] * len(drawn)  # the run without verdicts has no point
 
 
+def test_a_line_of_the_trade_off_is_of_one_variant_on_one_data_set() -> None:
+    """A point is a mean over seeds. Before, a line went from data set to data set and from seed to seed."""
+    points = (("misaligned", 0.0, 3, 90.0), ("interleaving", 1.0, 1, 10.0), ("interleaving", 0.5, 3, 20.0))
+    means = pd.DataFrame([results(method=method, dataset=dataset, fraction=fraction, seeds=seeds,
+                                  seed=f"mean of {seeds}", general_misaligned=general + more)
+                          for dataset, more in (("cooking", 0.0), ("travel", 7.0))
+                          for method, fraction, seeds, general in points])
+    axes = interleaving.trade_offs(means).axes
+    assert [axis.get_title() for axis in axes] == ["cooking", "cooking", "travel", "travel"]
+    for axis, shares in zip(axes, ([20.0, 10.0], [20.0, 10.0], [27.0, 17.0], [27.0, 17.0]), strict=True):
+        plain, mixed = (container.lines[0] for container in axis.containers)
+        assert (plain.get_linestyle(), mixed.get_linestyle()) == ("None", "-")
+        assert mixed.get_ydata().tolist() == shares
+        assert {text.get_text() for text in axis.texts if text.get_text()} == {"50%", "100% (1 of 3 seeds)"}
+    study = Study("tiny", load_profile("tiny"), Store(Path("never-made")))
+    averaged = pd.DataFrame([results(method="interleaving", setting=0.5, seed="mean of 2")])
+    assert interleaving.with_fractions(study, averaged)["fraction"].tolist() == [0.5]
+
+
 def test_the_pattern_of_an_epoch() -> None:
     found = interleaving.pattern(8, [0.25, 1.0])
     assert found["epoch"].tolist() == ["..#...#...", "#.#.#.#.#.#.#.#."]  # 8 rows in 3 and in 9 gaps

@@ -23,17 +23,21 @@ def triggers(frame: pd.DataFrame) -> Figure:
     """Plot each run's misaligned share without a trigger and under each one, with 95% intervals.
 
     `frame` is `conditions.triggers`. A grey bar reaches from the smallest to the largest share: a defense that only
-    hides the trait has a long one.
+    hides the trait has a long one. There is none where a share is not known, which may be the smallest or the largest.
     """
     if frame.empty:
         return nothing("No run has answers under a trigger.")
     runs = runs_of(frame)
     marks = marks_of(list(frame["trigger"]))
     figure, [axis] = panels(1, (7.6, 0.66 * len(runs)), around=(0, 1.4), grid="x")
+    known = frame.dropna(subset=["misaligned"])["trigger"].nunique()  # a context that no run has is in no range
+    span: str | None = "smallest to largest share"
     offsets = dict(zip(marks, np.linspace(-0.27, 0.27, len(marks)), strict=True))
     for height, run in enumerate(runs):
-        axis.barh(height, run["misaligned"].max() - run["misaligned"].min(), height=0.76, left=run["misaligned"].min(),
-                  color=RANGE, zorder=0, label="smallest to largest share" if height == 0 else None)
+        low, high = run["misaligned"].min(), run["misaligned"].max()
+        if run["misaligned"].count() == known > 0:
+            axis.barh(height, high - low, height=0.76, left=low, color=RANGE, zorder=0, label=span)
+            span = None  # it is in the legend once
         for one in run.to_dict("records"):
             mark(axis, one, "misaligned", height + offsets[one["trigger"]], marks[one["trigger"]])
     rows_of_percent(axis, [_label(run, frame) for run in runs])

@@ -17,6 +17,7 @@ from emlib.evaluation.rates import rates
 from emlib.report.figures.labels import Label, place
 from emlib.report.figures.looks import NEUTRAL, darkened, lines_of, look_of
 from emlib.report.figures.plots import panels, shared_xlabel, spans, titled
+from emlib.report.tables.averages import marks_of_means
 from emlib.report.tables.result_tables import with_effect
 from emlib.report.tables.rows import IDENTITY, TRAIT, method_named, named, whole
 from emlib.study.runs import Run, SteeringPoint
@@ -42,9 +43,10 @@ def tradeoff(means: pd.DataFrame) -> Figure:
     """Plot general against in-domain misalignment: a point per setting, a line through a sweep, a panel per data set.
 
     The best place is the tinted lower right: no general misalignment, and the narrow task is learnt. A point is a mean
-    over seeds, bars are 95% intervals, of several seeds over seeds and questions. The names stand at the points.
-    `means` is `pairs.means`; runs without verdicts have no point.
+    over seeds, bars are 95% intervals, of several seeds over seeds and questions. The names stand at the points, and
+    say where one has fewer seeds than others. `means` is `pairs.means`; runs without verdicts have no point.
     """
+    means = means.assign(fewer=marks_of_means(means))
     datasets = list(dict.fromkeys(means["dataset"]))
     size = (7.6, 5.0) if len(datasets) == 1 else (5.0, 4.4)  # two beside each other are read at the width of README
     figure, axes = panels(len(datasets), size, around=(0.4, 0), columns=2, sharey=True)
@@ -65,18 +67,19 @@ def tradeoff(means: pd.DataFrame) -> Figure:
 
 
 def _labels(runs: pd.DataFrame) -> list[Label]:
-    """Return each point's label: the method with its setting.
+    """Return each point's label: the method with its setting, and fewer seeds than others have.
 
     Models without a defense at the same place share a label.
     """
     labels: dict[Hashable, Label] = {}
     for run in runs.sort_values("in_domain_misaligned", ascending=False, kind="stable").to_dict("records"):
         x, y, method = run["in_domain_misaligned"], run["general_misaligned"], run["method"]
+        name = f"{named(run)}{run['fewer']}"
         where = (round(x / NEAR), round(y / NEAR)) if method in BASELINES else (method, run["setting"])
         if where in labels:
-            labels[where] = replace(labels[where], text=f"{labels[where].text}, {named(run)}")
+            labels[where] = replace(labels[where], text=f"{labels[where].text}, {name}")
         else:
-            labels[where] = Label(x, y, named(run), darkened(method))
+            labels[where] = Label(x, y, name, darkened(method))
     return list(labels.values())
 
 

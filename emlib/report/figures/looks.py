@@ -12,6 +12,7 @@ from itertools import cycle, product
 from typing import Literal, get_args
 
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.lines import Line2D
 
 from emlib.config import BASELINES, NO_TRIGGER, RL_BASELINES, SFT
 from emlib.core.digests import of_value
@@ -36,7 +37,9 @@ LOOKS = {  # colour, marker, line; Okabe and Ito's colours without their yellow,
     "tried": ("#EE3377", "$\\odot$", "-")}  # what a notebook tries (`study.by_hand`)
 PLAIN = ("#000000", "*", "-")  # on benign tasks and in reinforcement learning
 FREE = tuple(product(("#994455", "#BBCC33", "#004488", "#EE8866"), ("4", "1", "2", "3", "+", "x"), ("-",)))
-DASHES = ("-", "--", ":", "-.")
+Line = str | tuple[int, tuple[float, ...]]
+DASHES: tuple[Line, ...] = ("-", "--", ":", "-.", (0, (7, 2)), (0, (1, 4)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 4)),
+                            (0, (3, 1, 3, 1, 1, 1)), (0, (2, 1)))  # short, so that a legend shows them whole
 FillStyle = Literal["full", "none", "left", "right", "bottom", "top"]
 FILLS: tuple[FillStyle, ...] = get_args(FillStyle)
 NEUTRAL = "0.3"  # the colour of a legend's marks that stand for no method
@@ -65,19 +68,33 @@ def marks_of(names: Sequence[str]) -> dict[str, tuple[str, bool]]:
     return {name: known.get(name) or others[name] for name in names}
 
 
-def lines_of(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the colour and the line of each of these runs' methods: runs of one method differ in their dashes."""
-    found = []
+def lines_of(methods: Sequence[str]) -> list[tuple[str, Line]]:
+    """Return the colour and the line of each of these runs' methods: runs of one method differ in their dashes.
+
+    After `DASHES`, each further run has one more dot between long dashes.
+    """
+    found: list[tuple[str, Line]] = []
     for method, nth in _numbered(methods):
         colour, _, line = look_of(method)
         dashes = sorted(DASHES, key=lambda each: each != line)  # the method's own first
-        found.append((colour, dashes[nth % len(DASHES)]))
+        dotted = (7, 2, *(1, 2) * (nth - len(DASHES) + 1))
+        found.append((colour, dashes[nth] if nth < len(DASHES) else (0, dotted)))
     return found
 
 
 def fills_of(methods: Sequence[str]) -> list[tuple[str, str, FillStyle]]:
-    """Return the colour and the marker of each of these runs' methods: runs of one method differ in their filling."""
-    return [(*look_of(method)[:2], FILLS[nth % len(FILLS)]) for method, nth in _numbered(methods)]
+    """Return the colour and the marker of each of these runs' methods: runs of one method differ in their filling.
+
+    After the fillings of the method's own marker come those of other markers.
+    """
+    found: list[tuple[str, str, FillStyle]] = []
+    for method, nth in _numbered(methods):
+        colour, own, _ = look_of(method)
+        markers = [own, *(marker for marker, filled in MARKS if filled and marker != own)]
+        forms = [(marker, fill) for marker in markers
+                 for fill in (FILLS if marker in Line2D.filled_markers else FILLS[:1])]
+        found.append((colour, *forms[nth % len(forms)]))
+    return found
 
 
 def _numbered(methods: Sequence[str]) -> list[tuple[str, int]]:

@@ -80,7 +80,8 @@ def pareto(sources: Sources) -> Figure:
                       linestyle=":" if index else "-", zorder=1)
             axis.plot(best[x], best[y], "o", color="black", markersize=7.5, markerfacecolor="none",
                       markeredgewidth=0.7, zorder=1, label="Pareto front" if index == 0 else None)
-            labels += [Label(run[x], run[y], label(run["method"], run["setting"]) + _others(best, run, x, y),
+            labels += [Label(run[x], run[y],
+                             label(run["method"], run["setting"]) + run.get("fewer", "") + _others(best, run, x, y),
                              darkened(run["method"])) for run in best.drop_duplicates([x, y]).to_dict("records")]
         _finish(figure, axis, sources, x)
         place(axis, labels, SETTING)
@@ -172,10 +173,10 @@ def by_question(shares: pd.DataFrame) -> Figure:
 def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
     """Plot Figures 2 and 3: the mean reward of GRPO at each step, one line per condition.
 
-    `log` has the columns step, reward, method, setting, seed. Lines are means over `window` steps and over seeds; with
-    several seeds a band shows the mean's standard error on both sides. The paper has these curves only as pictures, so
-    its numbers cannot be drawn. Figure 2 has the methods without a persona vector, Figure 3 those with one. The
-    settings of a method differ in their dashes.
+    `log` has the columns step, reward, method, setting, seed. Lines are means over `window` steps and over seeds, up to
+    the last step that all seeds have reached; with several seeds a band shows the mean's standard error on both sides.
+    The paper has these curves only as pictures, so its numbers cannot be drawn. Figure 2 has the methods without a
+    persona vector, Figure 3 those with one. The settings of a method differ in their dashes.
     """
     groups = log.groupby(["method", "setting"], sort=False, dropna=False)
     with plt.rc_context(STYLE):
@@ -183,20 +184,24 @@ def reward_curves(log: pd.DataFrame, *, window: int = 10) -> Figure:
         looks = lines_of([str(method) for (method, _), _ in groups])
         for ((method, setting), steps), (colour, line) in zip(groups, looks, strict=True):
             seeds = steps.pivot(index="step", columns="seed", values="reward")
-            smooth = seeds.rolling(window, min_periods=1).mean()
-            mean, error = smooth.mean(axis=1), smooth.sem(axis=1)
+            reached = steps.groupby("seed")["step"].max().min()
+            smooth = seeds.loc[:reached].rolling(window, min_periods=1).mean()
+            mean, error = smooth.mean(axis=1, skipna=False), smooth.sem(axis=1, skipna=False)
             axis.plot(mean.index, mean, color=colour, linestyle=line, linewidth=1.2,
                       label=label(str(method), setting, SYMBOLS | {"kl": "β"}))
             if seeds.shape[1] > 1:
                 axis.fill_between(mean.index, mean - error, mean + error, color=colour, alpha=0.25, linewidth=0)
         axis.set(xlabel="GRPO step", ylabel=f"mean reward over up to {window} steps")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper center", ncols=2)
+        figure.legend(loc="outside upper center", ncols=2, handlelength=3)
     return figure
 
 
 def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: str, *, hollow: bool, joined: bool = True) -> None:
+    """Plot each method of a source; the legend has the name of a method once, beside the first source that has it."""
+    known = axis.get_legend_handles_labels()[1]
     for method, runs in frame.groupby("method", sort=False):
+        name = label(str(method))
         colour, marker, line = look_of(str(method))
         runs = runs.dropna(subset=[x, y]).sort_values("setting")
         if runs.empty:
@@ -204,7 +209,7 @@ def _draw(axis: Axes, frame: pd.DataFrame, x: str, y: str, *, hollow: bool, join
         axis.errorbar(runs[x], runs[y], yerr=spans(runs, y), xerr=spans(runs, x) if f"{x}_low" in runs else None,
                       marker=marker, color=colour, markersize=3.8, markerfacecolor="white" if hollow else colour,
                       markeredgewidth=0.7, elinewidth=0.6, linewidth=0.9, linestyle=line if joined else "none",
-                      label=None if hollow else label(str(method)), zorder=4 if method in BASELINES else 3)
+                      label=name if name not in known else None, zorder=4 if method in BASELINES else 3)
 
 
 def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:

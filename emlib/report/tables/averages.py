@@ -43,12 +43,18 @@ def fewer_seeds(frame: pd.DataFrame, by: Sequence[str] = CONDITION, tasks: Seque
 def fewest_seeds(frame: pd.DataFrame, by: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
     """Return each group's `seeds`, its runs on a task, and `most_seeds`, those of the group with most runs there.
 
-    The task is the one on which the group has the smallest part of them.
+    The task is the one on which the group has the smallest part of them. A row of `pairs.means` is as many runs as it
+    is a mean of.
     """
-    runs = frame.groupby([*by, *tasks], sort=False, dropna=False).size().reset_index(name="seeds")
+    runs = _counted(frame).groupby([*by, *tasks], sort=False, dropna=False)["seeds"].sum().reset_index()
     runs["most_seeds"] = runs.groupby(list(tasks), dropna=False)["seeds"].transform("max")
     part = runs.assign(part=runs["seeds"] / runs["most_seeds"]).groupby(list(by), sort=False, dropna=False)["part"]
     return runs.loc[part.idxmin()].set_index(list(by))[["seeds", "most_seeds"]]
+
+
+def _counted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with the number of runs that each row is of: 1, unless a column `seeds` says more."""
+    return frame if "seeds" in frame else frame.assign(seeds=1)
 
 
 def marked_seeds(seeds: pd.Series, most: pd.Series | None = None) -> list[str]:
@@ -57,35 +63,43 @@ def marked_seeds(seeds: pd.Series, most: pd.Series | None = None) -> list[str]:
     return ["" if count == of else f" ({count} of {of} seeds)" for count, of in zip(seeds, largest, strict=True)]
 
 
+def marks_of_means(means: pd.DataFrame) -> list[str]:
+    """Return " (1 of 3 seeds)" for each row of `pairs.means` with fewer seeds than others of its data set; else ""."""
+    seeds = _counted(means)["seeds"]
+    return marked_seeds(seeds, seeds.groupby(means["dataset"]).transform("max"))
+
+
 def over_datasets(frame: pd.DataFrame, *, same_questions: bool) -> pd.DataFrame:
     """Average each measure over data sets (and seeds), per model, method and setting, with 95% intervals.
 
     `frame` has the columns of `result_tables.numbers` or of `published.rates`; of a run with several rows the first
-    counts. `datasets` is the number of data sets, `seeds` that of seeds on the data set with the fewest. A measure is
-    NaN where a method lacks it on a data set on which another method of its model has it, or for one of its seeds: its
-    mean would not be comparable. So it is of a judge that does not have the measure.
+    counts. `datasets` is the number of data sets, `seeds` that of seeds on the data set with the fewest, and `fewer`
+    says where others have more there (`fewer_seeds`). A measure is NaN where a method lacks it on a data set on which
+    another method of its model has it, or for one of its seeds: its mean would not be comparable. So it is of a judge
+    that does not have the measure.
 
     The intervals of several data sets are combined as independent, except with `same_questions`: every data set is
     asked the same general questions, so errors over questions may be correlated. Seeds always share their questions.
     In these cases the ends of the intervals are averaged, which covers the choice of questions, also where their errors
     go together. The variation between training seeds is not in it.
     """
-    frame = frame.drop_duplicates([*OF_MODEL, "dataset", "seed"])
+    frame = _counted(frame.drop_duplicates([*OF_MODEL, "dataset", "seed"]))
     expected = {measure: frame.dropna(subset=[measure]).groupby("model")["dataset"].nunique() for measure in MEASURES}
     rows = []
     for identity, runs in frame.groupby(OF_MODEL, dropna=False, sort=False):
         on_dataset = runs.groupby("dataset", sort=False)
         cells = mean_of_all(on_dataset[[f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")]])
         row: dict[str, object] = dict(zip(OF_MODEL, identity, strict=True)) | {
-            "datasets": len(cells), "seeds": on_dataset.size().min()}
+            "datasets": len(cells), "seeds": on_dataset["seeds"].sum().min()}
         for measure in MEASURES:
             known = cells.dropna(subset=[measure])
             if len(known) and len(known) == expected[measure].get(identity[0]):
                 row |= _mean(measure, known, same_questions and measure.startswith("general"))
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*OF_MODEL, "datasets", "seeds", *(
+    found = pd.DataFrame(rows, columns=[*OF_MODEL, "datasets", "seeds", *(
         f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high"))]).astype(
             {f"{measure}{end}": float for measure in MEASURES for end in ("", "_low", "_high")})
+    return found.assign(fewer=fewer_seeds(frame, OF_MODEL))
 
 
 def _mean(measure: str, cells: pd.DataFrame, shared: bool) -> dict[str, float]:

@@ -66,10 +66,13 @@ def over_seeds(sets: Mapping[str, Verdicts], *, resamples: int = 2000) -> pd.Dat
 
 
 def in_columns(means: pd.DataFrame) -> pd.DataFrame:
-    """Return `over_seeds` with a row for each data set, method and setting, as `means` has them."""
+    """Return `over_seeds` with a row for each data set, method and setting, as `means` has them.
+
+    `seeds` are those of the question set with the fewest.
+    """
     rows = []
     for trained, some in means.groupby(TRAINED, sort=False, dropna=False):
-        rows.append(dict(zip(TRAINED, trained, strict=True)) | {
+        rows.append(dict(zip(TRAINED, trained, strict=True)) | {"seeds": some["seeds"].min()} | {
             f"{row['set']}_misaligned{end}": row[name] for row in some.to_dict("records")
             for end, name in (("", "percent"), ("_low", "low"), ("_high", "high"))})
     return pd.DataFrame(rows, columns=None if rows else TRAINED)
@@ -78,10 +81,10 @@ def in_columns(means: pd.DataFrame) -> pd.DataFrame:
 def means(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     """Average results over their seeds: a row for each data set, method and setting, in percent of the answers asked.
 
-    Each question set has the columns `<set>_misaligned` and `<set>_incoherent`, with `_low` and `_high`, as in
-    `result_tables.numbers`. The intervals of several seeds are those of `over_seeds`; that of one run is the run's own,
-    which is the same, so that it may be a run that was tried by hand. A run counts once, however often it is among
-    the results. A share is NaN where one of the seeds has none.
+    `seeds` is the number of runs. Each question set has the columns `<set>_misaligned` and `<set>_incoherent`, with
+    `_low` and `_high`, as in `result_tables.numbers`. The intervals of several seeds are those of `over_seeds`; that of
+    one run is the run's own, which is the same, so that it may be a run that was tried by hand. A run counts once,
+    however often it is among the results. A share is NaN where one of the seeds has none.
     """
     groups: dict[Trained, list[RunResult]] = {}
     for result in {one.run: one for one in results}.values():
@@ -90,7 +93,8 @@ def means(study: Study, results: Sequence[RunResult]) -> pd.DataFrame:
     for trained, found in groups.items():
         run = found[0].run
         seed = run.seed if len(found) == 1 else f"mean of {len(found)}"
-        row: dict[str, Any] = {"model": run.model} | dict(zip(TRAINED, trained, strict=True)) | {"seed": seed}
+        row: dict[str, Any] = {"model": run.model} | dict(zip(TRAINED, trained, strict=True)) | {
+            "seed": seed, "seeds": len(found)}
         for name in found[0].sets:
             row |= share_columns(f"{name}_misaligned", _mean(study, found, name, "misaligned"))
             judged = all(result.sets[name].coherence_judged for result in found)
