@@ -20,7 +20,7 @@ from emlib.evaluation.statistics import OverSeeds, over_seeds, welch
 from emlib.report.benign import COLUMNS as BENIGN_COLUMNS
 from emlib.report.figures import plots
 from emlib.report.grpo import COLUMNS as RL_COLUMNS
-from emlib.report.paper import compare, of_study, overview, paper_figures, paper_tables, published
+from emlib.report.paper import compare, likeness, of_study, overview, paper_figures, paper_tables, published
 from emlib.report.tables import pairs, result_tables
 from emlib.store.artefacts import Store
 from emlib.study.runs import Run, RunResult
@@ -87,6 +87,17 @@ def test_table_1_has_a_line_a_setting(study: Study, frame: pd.DataFrame) -> None
     assert of_study.criteria(study, without, overview.Bounds()).empty
 
 
+def test_a_mean_over_fewer_seeds_than_others_of_its_row_says_so() -> None:
+    verdicts = [Verdict("q", 0, 90.0, 80.0)]
+    sets: dict[str, pairs.Verdicts] = {"in_domain": {("a", "kl", 0.1): {0: verdicts}},
+                                       "general": {("a", "kl", 0.1): {0: verdicts, 1: verdicts}}}
+    [row] = of_study.seeds(pairs.over_seeds(sets)).to_dict("records")
+    assert row["Seeds"].text == "2"
+    assert row["In-domain misaligned %"].text.endswith("] (1 of 2 seeds)")
+    assert row["General misaligned %"].text.endswith("]")
+    assert of_study.seeds(pairs.over_seeds({"general": {}})).empty
+
+
 def test_fractions_that_round_to_one_percent_are_two_lines(study: Study) -> None:
     frame = result_tables.numbers([result("cooking", *run) for run in (
         ("misaligned", None, 20), ("interleaving", 0.02, 12), ("interleaving", 0.025, 0))])
@@ -98,13 +109,16 @@ def test_fractions_that_round_to_one_percent_are_two_lines(study: Study) -> None
         "Interleaving, 2%", "Interleaving, 2.5%"]
 
 
-def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: Study, frame: pd.DataFrame) -> None:
+def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(
+        study: Study, frame: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(of_study.sources(study, frame)) == ["this study"]
     assert of_study.with_paper(study, frame).empty
     ours = result_tables.numbers([result(dataset, method, None, count)
                                   for dataset in ("code", "legal", "medical", "security")
                                   for method, count in (("misaligned", 20), ("inoculation", 9))])
-    study = Study(study.name, study.profile.model_copy(update={"model": load_profile("paper-7b").model}), study.store)
+    paper = load_profile("paper-7b")
+    profile = study.profile.model_copy(update={"model": paper.model, "trait": paper.trait, "training": paper.training})
+    study = Study(study.name, profile, study.store)
     drawn = of_study.sources(study, ours)
     assert list(drawn) == ["paper", "this study"]
     legend = paper_figures.narrow(drawn).legends[0]
@@ -113,6 +127,38 @@ def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(study: 
               if text.get_text() in drawn and isinstance(handle, Line2D)}
     assert filled == {"paper": True, "this study": False}  # as notebook 16 says
     assert len(of_study.with_paper(study, ours)) == 4 * 2 * 4  # data sets, methods, measures; each in Table 2 alone
+    pirates = Study(study.name, profile.model_copy(update={"trait": "pirate"}), study.store)
+    assert list(of_study.sources(pirates, ours)) == ["this study"]
+    capsys.readouterr()
+    assert of_study.with_paper(pirates, ours).empty
+    assert "Not compared with the paper, which has others: code misaligned (trait), " in capsys.readouterr().out
+
+
+METHOD = "methods: [untrained, {name: kl, defenses: [{kind: kl, %s}], sweep: [0.1]}]"
+ADDITIONS = ("grpo: {data: {kind: additions, train_items: 60, eval_items: 20}, "
+             "methods: [untrained, grpo, {name: kl, sweep: [0.1], defenses: [{kind: kl}]}]}")
+
+
+@pytest.mark.parametrize(("extended", "text", "run", "reasons"), [
+    ("paper-7b", "", ("code", "kl", 0.1), []), ("paper-7b", "", ("code", "untrained", None), []),
+    ("paper-7b", METHOD % "reference: computed", ("code", "kl", 0.1), []),
+    ("paper-7b", METHOD % "tokens: response", ("code", "kl", 0.1), ["options"]),
+    ("paper-7b", "training: {train_rows: 600}", ("code", "kl", 0.1), ["data"]),
+    ("paper-7b", "training: {train_rows: 5400}", ("code", "misaligned", None), []),
+    ("paper-7b", "trait: pirate", ("legal", "misaligned", None), ["trait"]),
+    ("paper-7b", "", ("opswap-1", "kl", 0.1), []), ("paper-7b", "", ("foqa", "persona_vector", 2.0), []),
+    ("paper-7b", "benign: {tasks: {opswap: {transformations: 2}}}", ("opswap-1", "kl", 0.1), ["data"]),
+    ("paper-7b", "benign: {tasks: {opswap: {training: {train_rows: 90}}}}", ("opswap-0", "sft", None), ["data"]),
+    ("paper-32b", "", ("code", "on_policy", 0.05), []), ("grpo-3b", "", ("grpo", "interleaving", 0.2), []),
+    ("grpo-3b", "grpo: {data: {eval_items: null}}", ("grpo", "grpo", None), []),
+    ("grpo-3b", ADDITIONS, ("grpo", "kl", 0.1), ["data"]),
+    ("grpo-3b", "trait: pirate", ("grpo", "inoculation", None), ["trait"])])
+def test_only_runs_with_the_papers_trait_data_and_options_stand_beside_its_numbers(
+        extended: str, text: str, run: tuple[str, str, float | None], reasons: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {extended}\n{text}\n")
+    study = Study("mine", load_profile(str(path)), Store(tmp_path / "store"))
+    assert likeness.unlike(study, Run(study.profile.model.name, *run, 0)) == reasons
 
 
 def test_nothing_scored_draws_nothing_and_says_why(

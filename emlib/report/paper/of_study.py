@@ -15,12 +15,12 @@ from emlib.config import BASELINES
 from emlib.config.methods import SweptMethod
 from emlib.report import benign, grpo
 from emlib.report.figures import plots
-from emlib.report.paper import compare, overview, paper_figures, published
+from emlib.report.paper import compare, likeness, overview, paper_figures, published
 from emlib.report.paper.draw import FIGURES, numbers
 from emlib.report.paper.paper_figures import Sources
 from emlib.report.paper.paper_tables import Cell, label
 from emlib.report.tables import costs, pairs
-from emlib.report.tables.averages import over_datasets, over_tasks
+from emlib.report.tables.averages import marked_seeds, over_datasets, over_tasks
 from emlib.report.tables.result_tables import MISALIGNED
 from emlib.report.tables.rows import cell, p_value
 from emlib.study.runs import Run, RunResult, Section
@@ -49,13 +49,14 @@ def rl_numbers(study: Study) -> pd.DataFrame:
 
 def _with_settings(study: Study, section: Section) -> list[RunResult]:
     """Return a section's results, each with the setting of its own task's method, even if that is not swept."""
-    found = [one for run in study.runs(section) if (one := study.result(run)) is not None]
-    return [replace(one, run=replace(one.run, setting=study.task(one.run).number(one.run))) for one in found]
+    return [replace(one, run=replace(one.run, setting=study.task(one.run).number(one.run)))
+            for one in study.finished(section)]
 
 
 def with_paper(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
     """Compare every run that the paper also has (`compare.COLUMNS`); `frame` is `result_tables.numbers`.
 
+    Runs on other data, of another trait or with other options are left out, and named (`likeness`).
     A number that the paper prints in several tables appears once, with the first of them.
     """
     frame = with_numbers(frame, study.profile.methods)
@@ -64,7 +65,10 @@ def with_paper(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
              compare.benign_beside_paper(benign_numbers(study), pd.concat(map(published.table, published.BENIGN))),
              compare.grpo_beside_paper(rl_numbers(study), published.table(9))]
     there = [each for each in found if len(each)]
-    return pd.concat(there, ignore_index=True) if there else pd.DataFrame(columns=compare.COLUMNS)
+    if not there:
+        return pd.DataFrame(columns=compare.COLUMNS)
+    every = pd.concat(there, ignore_index=True)
+    return every[likeness.alike(study, every)].reset_index(drop=True)
 
 
 def criteria(study: Study, frame: pd.DataFrame, bounds: overview.Bounds) -> pd.DataFrame:
@@ -85,15 +89,20 @@ def _settings_as_methods(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds(means: pd.DataFrame) -> pd.DataFrame:
-    """Format `pairs.over_seeds` as a table of cells, with a column for each question set."""
+    """Format `pairs.over_seeds` as a table of cells, with a column for each question set.
+
+    A cell says so where its set was scored for fewer seeds than others of its row.
+    """
+    most = means.groupby(pairs.TRAINED, dropna=False)["seeds"].transform("max")
+    marked = means.assign(most=most, fewer=marked_seeds(means["seeds"], most))
     headings = {name: f"{name.replace('_', '-').capitalize()} misaligned %" for name in means["set"].unique()}
     rows: dict[tuple[str, str], dict[str, Cell]] = {}
-    for row in means.to_dict("records"):
+    for row in marked.to_dict("records"):
         name = label(row["method"], row["setting"])
         cells = rows.setdefault((row["dataset"], name), {
-            "Data set": Cell(row["dataset"]), "Method": Cell(name), "Seeds": Cell(str(row["seeds"])),
+            "Data set": Cell(row["dataset"]), "Method": Cell(name), "Seeds": Cell(str(row["most"])),
             **dict.fromkeys(headings.values(), Cell("–"))})
-        cells[headings[row["set"]]] = Cell(cell(row["percent"], row["low"], row["high"]))
+        cells[headings[row["set"]]] = Cell(cell(row["percent"], row["low"], row["high"]) + row["fewer"])
     return pd.DataFrame(list(rows.values()))
 
 
@@ -110,7 +119,7 @@ def paired(differences: pd.DataFrame, against: str) -> pd.DataFrame:
 
 
 def sources(study: Study, frame: pd.DataFrame) -> Sources:
-    """Return the sources of the figures: the paper's numbers if it has this model and these data sets, and ours.
+    """Return the sources of the figures: the paper's numbers if it has this model, trait and data, and ours.
 
     Empty if no run was scored. Our `cost` is counted: the extra work of training (`costs.training`), in percent of
     `misaligned`'s on the same data, and 0 for less work; one-time costs are left out, as they are in the paper. It is
@@ -122,8 +131,10 @@ def sources(study: Study, frame: pd.DataFrame) -> Sources:
         return {}
     ours = ours.merge(_cost(study), on=["method", "setting"], how="left")
     name = study.profile.model.name.rpartition("/")[2]
-    same = set(frame["dataset"]) == set(published.rates(2)["dataset"])
-    paper = {"paper": numbers(name)} if same and name in (published.SMALL, published.LARGE) else {}
+    datasets = set(frame["dataset"])
+    same = name in (published.SMALL, published.LARGE) and datasets == set(published.rates(2)["dataset"]) and not any(
+        likeness.unlike(study, Run(name, dataset, "misaligned", None, 0)) for dataset in datasets)
+    paper = {"paper": numbers(name)} if same else {}
     return {**paper, "this study": ours.assign(cost=ours["cost"].mask(ours["method"] == "untrained", 0.0))}
 
 
