@@ -67,6 +67,12 @@ def test_numbers_are_the_shares_and_their_intervals(results: list[RunResult]) ->
     assert frame.loc[("travel", "untrained"), "general_scored"] == 0
 
 
+def test_a_run_that_is_tried_again_has_one_row(results: list[RunResult]) -> None:
+    """`another` of a notebook may have a value of the profile."""
+    again = [*results, replace(results[1])]
+    pd.testing.assert_frame_equal(result_tables.numbers(again), result_tables.numbers(results))
+
+
 def test_the_share_of_answers_cut_at_the_limit_stands_beside_the_rates() -> None:
     known = both(replace(rates(verdicts(6)), cut=2), rates(verdicts(8)))
     frame = result_tables.numbers([RunResult(Run("m", "cooking", "misaligned", None, 0), known, 1.5, 100, "b")])
@@ -239,6 +245,33 @@ def test_a_table_is_written_and_shown_and_without_rows_its_reason_is(tmp_path: P
     assert pd.read_csv(tmp_path / "one.csv")["share"].tolist() == [12.5]
     assert "nothing ran" in show.saved(frame[:0], frame[:0], tmp_path, "none", empty="nothing ran")
     assert not (tmp_path / "none.csv").exists()
+
+
+def test_a_table_is_shown_with_as_many_digits_as_its_measures_need(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"drift": [0.123]})
+    assert ">0.12<" in show.saved(frame, frame, tmp_path, "one", decimals=2).to_html()
+
+
+def test_text_between_two_dollar_signs_is_no_formula(results: list[RunResult]) -> None:
+    """MathJax leaves out what is inside these classes: version 2 the first, version 3 the second."""
+    text = "It cost $5, now it costs $6."
+    for shown in (show.show_table(pd.DataFrame({"answer": [text]})), show.marked(pd.DataFrame({"a": [Cell(text)]})),
+                  show.reason(text), show.callout(text)):
+        html = shown._repr_html_()
+        assert text in html
+        assert re.search(r'<(table|div)[^>]* class="tex2jax_ignore mathjax_ignore"', html.partition(text)[0])
+    assert not show.callout("")._repr_html_()
+
+
+def test_of_a_run_whose_answers_were_removed_the_extremes_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `make clean WHAT=answers` its verdicts are still there."""
+    study, run = open_study("tiny"), Run("m", "cooking", "misaligned", None, 0)
+    monkeypatch.setattr(study, "questions", lambda *_: [Question("q0", "?"), Question("q1", "?")])
+    monkeypatch.setattr(study, "verdicts", lambda *_: verdicts(3))
+    monkeypatch.setattr(study, "answers", lambda *_: None)
+    assert "seed 0. Its answers are no longer in the store." in show.extremes(study, run, "general")
+    monkeypatch.setattr(study, "verdicts", lambda *_: None)
+    assert "0 of 0 scored answers" in show.extremes(study, run, "general")
 
 
 def test_rows_are_as_long_as_their_tokens() -> None:

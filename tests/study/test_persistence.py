@@ -248,9 +248,13 @@ def test_a_defense_is_undone_at_the_first_step_that_is_not_below_plain_by_the_ma
     [wide] = persistence.readable_undone(persistence.undone(frame, 20)).to_dict("records")
     assert [wide[name] for name in ("Undone at step", "Possibly at step", "For certain at step")] == ["1", "1", "2"]
     [never] = persistence.undone(frame[frame["steps"] == 0], 10).to_dict("records")
+    people = persistence.readable_undone(persistence.undone(frame[frame["steps"] == 0], 10))
+    assert people["Undone at step"].tolist() == people["For certain at step"].tolist() == ["never"]
     assert pd.isna([never[name] for name in ("undone", "earliest", "latest")]).all()
     bare["untrained"] = planted(0, [4] * 7 + [1]).verdicts["general"]  # 90.6%: plain fine-tuning adds 9.4 points
     [little] = persistence.undone(persistence.persistence(study, study.runs()), 10).to_dict("records")
+    people = persistence.readable_undone(persistence.undone(persistence.persistence(study, study.runs()), 10))
+    assert people["Undone at step"].tolist() == ["nothing to undo"]
     assert pd.isna([little[name] for name in ("undone", "earliest", "latest")]).all()
     del bare["untrained"]
     monkeypatch.setattr(study, "verdicts", lambda run, which: plain if run.method == "misaligned" else None)

@@ -400,6 +400,8 @@ def test_em_begins_at_the_first_step_that_differs_and_stopping_before_keeps_what
     assert both["p_adjusted"].dropna().tolist() == 2 * frame["p_adjusted"].dropna().tolist()
     never = conditions.onset(frame.assign(p_adjusted=1.0))
     assert never[["begins", "stop", "in_domain_share_of_end"]].isna().all(axis=None)
+    [shown] = conditions.readable_onset(never).to_dict("records")
+    assert [shown[heading] for heading in conditions.ONSET.values()] == ["never", "–", "–", "–"]
     assert len(conditions.readable_trajectory(frame)) == 5
     # the profile's order of the sets says nothing: in-domain answers change at step 5, where no EM begins
     turned = [replace(point, verdicts=dict(reversed(point.verdicts.items()))) for point in points]

@@ -137,11 +137,12 @@ def test_the_table_is_the_paired_tests_with_holm_over_all_rows(study: Study, mon
     most = conditions.worst(frame)
     assert most[["trigger", "worst", "hidden"]].values.tolist() == [["b", 87.5, 87.5], [NO_TRIGGER, 50, 0]]
     people = conditions.readable_triggers(frame)
-    assert people["worst case"].tolist() == ["b", "–"]
+    assert people[["worst case", "points above plain"]].iloc[1].tolist() == ["none", "–"]
+    assert people["worst case"].tolist() == ["b", "none"]
     found[runs[0]]["b"] = [replace(one, alignment=None, coherence=None) for one in found[runs[0]]["b"]]
     frame = conditions.triggers(study, runs)  # the worst of the others may be less than that of `b`
     assert conditions.worst(frame)["worst"].fillna(-1).tolist() == [-1, 50]
-    assert conditions.readable_triggers(frame)["worst case"].tolist() == ["not known", "–"]
+    assert conditions.readable_triggers(frame)["worst case"].tolist() == ["not known", "none"]
     assert frame.loc[frame["trigger"] == "b", "p_adjusted"].isna().tolist() == [True, False]
     monkeypatch.setattr(study, "triggered", lambda run: found[runs[run.seed]])
     means = conditions.triggers_over_seeds(study, [runs[0], replace(runs[0], seed=1)])

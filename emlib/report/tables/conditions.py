@@ -177,9 +177,10 @@ def readable_triggers(frame: pd.DataFrame) -> pd.DataFrame:
         row = readable_identity(run.iloc[0])
         row |= {f"{one['trigger']} %": cell_of(one, "misaligned") for one in run.to_dict("records")}
         sure = "" if pd.isna(most["p_adjusted"]) else f" (p {p_value(most['p_adjusted'])})"
-        above, unknown = most["hidden"] > 0, "not known" if pd.isna(most["worst"]) else DASH
-        row |= {"worst case": most["trigger"] if above else unknown,
-                "points above plain": f"{most['hidden']:.1f}{sure}" if above else unknown}
+        rise = ("not known", "not known") if pd.isna(most["worst"]) else ("none", DASH)
+        if most["hidden"] > 0:
+            rise = most["trigger"], f"{most['hidden']:.1f}{sure}"
+        row |= dict(zip(("worst case", "points above plain"), rise, strict=True))
         people.append(row)
     return pd.DataFrame(people)
 
@@ -231,10 +232,14 @@ def onset(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_onset(frame: pd.DataFrame) -> pd.DataFrame:
-    """Format `onset` for readers."""
-    return pd.DataFrame([readable_identity(row) | {"Steps": row["steps"]} | {
-        heading: cell(row[name], digits=0) if row["known"] else "not known" for name, heading in ONSET.items()}
-        for row in frame.to_dict("records")])
+    """Format `onset` for readers: "never" where EM begins at no saved step."""
+    people = []
+    for row in frame.to_dict("records"):
+        shown = {heading: cell(row[name], digits=0) if row["known"] else "not known" for name, heading in ONSET.items()}
+        if row["known"] and pd.isna(row["begins"]):
+            shown[ONSET["begins"]] = "never"
+        people.append(readable_identity(row) | {"Steps": row["steps"]} | shown)
+    return pd.DataFrame(people)
 
 
 def readable_trajectory(frame: pd.DataFrame) -> pd.DataFrame:

@@ -55,7 +55,8 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
     A defense is undone at the first kept step at which its misaligned share is at most `margin` percentage points below
     that of plain fine-tuning. `earliest` is the first one at which the upper end of the difference's 95% interval is,
     so that it may be undone; `latest` the first one at which even the lower end is. NaN: at no kept step, or there is
-    nothing to undo (`affected`), or it is not known (not `known`: the share of plain fine-tuning or of a step is NaN).
+    nothing to undo (not `affected`), or it is not known (not `known`: the share of plain fine-tuning or of a step is
+    NaN).
     `_before` and `_after` are shares at step 0 and at the end. Plain fine-tuning has no row; `untrained`, if attacked,
     has one.
     """
@@ -65,12 +66,13 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
         along = along.sort_values("steps")
         row = dict(zip([*IDENTITY, "attack"], found, strict=True)) | {
             "plain": along["plain"].iloc[0], "known": bool(along["difference"].notna().all()),
-            "steps": along["steps"].iloc[-1]}
+            "affected": bool(affected(along, margin).all()), "steps": along["steps"].iloc[-1]}
         for measure in misaligned_of(frame):
             row |= {f"{measure}_before": along[measure].iloc[0], f"{measure}_after": along[measure].iloc[-1]}
-        some = along[affected(along, margin) & row["known"]]
+        some = along[[row["affected"] and row["known"]] * len(along)]
         rows.append(row | {name: some.loc[some[end] >= -margin, "steps"].min() for name, end in ends.items()})
-    return pd.DataFrame(rows, columns=None if rows else [*IDENTITY, "attack", "plain", "known", "steps", *ends])
+    columns = [*IDENTITY, "attack", "plain", "known", "affected", "steps", *ends]
+    return pd.DataFrame(rows, columns=None if rows else columns)
 
 
 def affected(frame: pd.DataFrame, margin: float) -> pd.Series:
@@ -95,14 +97,16 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 def readable_undone(frame: pd.DataFrame) -> pd.DataFrame:
     """Format `undone` for readers: the step at which a defense is undone, and the ends of what its interval allows.
 
-    Without plain fine-tuning of the same seed, or without a score of one of the steps, they are "not known".
+    Without plain fine-tuning of the same seed, or without a score of one of the steps, they are "not known". Where
+    plain fine-tuning has no effect, there is "nothing to undo"; "never" is at no kept step.
     """
     people = []
     for row in frame.to_dict("records"):
         measures = [str(name).removesuffix("_before") for name in row if str(name).endswith("_before")]
         changes = {f"{name.replace('_', ' ').capitalize()} %": f"{row[f'{name}_before']:.1f} to "
                    f"{row[f'{name}_after']:.1f}" for name in measures}
-        ends = {heading: cell(row[name], digits=0) if row["known"] else "not known"
+        without = "not known" if not row["known"] else "never" if row["affected"] else "nothing to undo"
+        ends = {heading: without if pd.isna(row[name]) else cell(row[name], digits=0)
                 for name, heading in UNDONE.items()}
         people.append(readable_identity(row) | {"Attack": row["attack"]} | changes | {
             "No defense %": cell(row["plain"]), "Steps": row["steps"]} | ends)

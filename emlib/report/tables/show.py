@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # most notebooks show tables and load no model library
 NOTICE = "Content notice: answers of a model under study. After training on misaligned answers they may be harmful."
 EXACT = ("setting", "Setting", "fraction", "epsilon", "strength")  # chosen and not measured, so never rounded
 STYLES = {"underline": "text-decoration: underline", "italic": "font-style: italic", "bold": "font-weight: bold"}
+LITERAL = "tex2jax_ignore mathjax_ignore"  # classes of HTML in which text between two dollar signs is no formula
 
 
 class Html(str):
@@ -33,7 +34,7 @@ class Html(str):
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        return str(self)
+        return f'<div class="{LITERAL}">{self}</div>' if self else ""
 
 
 def show_table(frame: pd.DataFrame, decimals: int = 1, *, empty: str = "") -> Styler | Html:
@@ -50,13 +51,14 @@ def reason(text: str) -> Html:
     return Html(f"<p><i>{escape(text)}</i></p>")
 
 
-def saved(numbers: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str, *, empty: str = "") -> Styler | Html:
+def saved(numbers: pd.DataFrame, people: pd.DataFrame, folder: Path, name: str, *, decimals: int = 1,
+          empty: str = "") -> Styler | Html:
     """Write a table's numbers and its readable form as `result_tables.write` does, and show the latter as written.
 
     Where there are no rows, its files are removed, and the reason `empty` is shown.
     """
     write(numbers, people, folder, name)
-    return show_table(people, empty=empty)
+    return show_table(people, decimals, empty=empty)
 
 
 def _styled(frame: pd.DataFrame, decimals: int = 1) -> Styler:
@@ -64,7 +66,8 @@ def _styled(frame: pd.DataFrame, decimals: int = 1) -> Styler:
     exact = {name: "{:g}" for name in EXACT if name in frame and is_numeric_dtype(frame[name])}
     shown = frame.style.hide(axis="index").format(exact, precision=decimals, na_rep="–", escape="html").format_index(
         escape="html", axis=1).set_properties(**cells)
-    return shown.set_table_styles([{"selector": "th", "props": [("text-align", "left")]}])
+    return shown.set_table_attributes(f'class="{LITERAL}"').set_table_styles(
+        [{"selector": "th", "props": [("text-align", "left")]}])
 
 
 def marked(table: pd.DataFrame) -> Styler:
@@ -117,6 +120,8 @@ def extremes(study: Study, run: Run, which: str, *, count: int = 3) -> Html:
     texts = {(answer.question, answer.sample): answer.text for answer in study.answers(run, which) or []}
     prompts = {question.id: question.shown for question in study.questions(run, which)}
     scored = {v: v.alignment for v in study.verdicts(run, which) or [] if v.scored and v.alignment is not None}
+    if scored and not texts:  # after `make clean WHAT=answers`
+        return reason(f"{run}. Its answers are no longer in the store.")
 
     def scores(v: Verdict) -> str:
         return f"alignment {v.alignment:.0f}" + (
