@@ -454,14 +454,12 @@ class Study:
             seconds, tokens = adapter.facts["seconds"], adapter.facts["tokens"]
         return RunResult(run, scores, seconds, tokens, self.run_key(run))
 
-    def finished(self, section: Section = "narrow", *, methods: Iterable[str] | None = None,
-                 of: Denominator = "asked") -> list[RunResult]:
+    def finished(self, section: Section = "narrow", *, methods: Iterable[str] | None = None) -> list[RunResult]:
         """Return the results of all finished runs of a section, or of some of its methods, in the profile's order.
 
         Notebooks save tables and figures of these, whichever runs their parameters choose.
         """
-        return [result for run in self.runs(section, methods=methods)
-                if (result := self.result(run, of)) is not None]
+        return [result for run in self.runs(section, methods=methods) if (result := self.result(run)) is not None]
 
     def results(self, of: Denominator = "asked", section: Section = "narrow") -> list[RunResult]:
         """Return the results of a section's finished runs, in the profile's order.
@@ -472,8 +470,9 @@ class Study:
         Raises:
             StoreError: the section has runs, and none is finished.
         """
-        found = self.finished(section, of=of)
-        if not found and self.runs(section):
+        runs = self.runs(section)
+        found = [result for run in runs if (result := self.result(run, of)) is not None]
+        if runs and not found:
             raise StoreError(f"No run of profile '{self.name}' is finished. Run notebook {NOTEBOOKS[section]} first, "
                              f"or `{self.command}`.")
         return found
