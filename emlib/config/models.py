@@ -29,6 +29,7 @@ DETERMINING = {".safetensors", ".json", ".jinja", ".model", ".txt"}  # weights, 
 OPTION = r"[A-Za-z][A-Za-z0-9_]{0,79}"  # the name of a template's argument
 # Of models whose templates open or write think blocks, as far as names tell.
 THINKERS = re.compile(r"\br1\b|qwq|qwen-?3|glm-?(4\.[5-9]|5)|smollm3|seed-oss|magistral|think|reason", re.IGNORECASE)
+NOT_THINKERS = re.compile(r"instruct-2507|coder", re.IGNORECASE)  # of the same families
 
 
 class ChatTemplate(Strict):
@@ -78,6 +79,9 @@ class ModelBase(Strict):
     @property
     def may_think(self) -> bool:
         """Whether its chat template may write an empty think block before an answer, as far as that is known of it."""
+        return self._thinks() and self.template.options.get("enable_thinking") is not False
+
+    def _thinks(self) -> bool:
         return False
 
 
@@ -103,10 +107,9 @@ class HubModel(ModelBase):
         """The same without `load_in_4bit` where it is false, as in the keys of stored scores."""
         return {name: value for name, value in super().identity.items() if name != "load_in_4bit" or value}
 
-    @property
-    def may_think(self) -> bool:
+    def _thinks(self) -> bool:
         """By its name: its template is not at hand where a plan computes keys."""
-        return bool(THINKERS.search(self.repo)) and self.template.options.get("enable_thinking") is not False
+        return bool(THINKERS.search(self.repo)) and not NOT_THINKERS.search(self.repo)
 
 
 class FolderModel(ModelBase):
@@ -155,8 +158,7 @@ class FolderModel(ModelBase):
             stated["date"] = (self.template.date or DATE).isoformat()
         return stated
 
-    @property
-    def may_think(self) -> bool:
+    def _thinks(self) -> bool:
         """By its template: a tag of such a block anywhere in it."""
         return self._template_has([tag for pair in THINKING for tag in pair])
 

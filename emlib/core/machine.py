@@ -15,10 +15,12 @@ QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # fi
 # The variables from which numerical libraries take their number of threads.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "NUMEXPR_NUM_THREADS",
            "VECLIB_MAXIMUM_THREADS")
+OF_SCHEDULERS = ("SLURM_CPUS_PER_TASK", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC")  # Slurm, Grid Engine, PBS, LSF
 # Network file systems, which several machines share; and those of programs (FUSE), of which most are.
 SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "cephfs", "ceph", "cifs", "smb3", "glusterfs", "9p", "afs", "efs",
           "wekafs", "panfs", "pvfs2", "ocfs2", "gfs2", "virtiofs")
 PROGRAM = "fuse."
+LOCAL = ("fuse.fuse-overlayfs", "fuse.mergerfs", "fuse.encfs", "fuse.gocryptfs", "fuse.lxcfs", "fuseblk")
 
 
 def computes_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
@@ -49,9 +51,13 @@ def cpus(cgroups: Path = CGROUPS) -> int:
 
 
 def threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variables that give a job its threads: as they are set, or else as many as it has processors."""
-    number = environment.get(THREADS[0]) or environment.get("SLURM_CPUS_PER_TASK") or str(cpus())
-    return {name: environment.get(name) or number for name in THREADS}
+    """Return the variables that give a job its threads: as they are set, or else as many as it has processors.
+
+    There are none where neither a scheduler nor a limit says how many it has: others may compute on the same machine.
+    """
+    stated = [environment[name] for name in (THREADS[0], *OF_SCHEDULERS) if environment.get(name)]
+    limited = [str(cpus())] if cpus() < (os.cpu_count() or 1) else []
+    return {name: environment.get(name) or number for number in [*stated, *limited][:1] for name in THREADS}
 
 
 def is_shared(path: Path, mounts: str | None = None) -> bool:
@@ -63,7 +69,7 @@ def is_shared(path: Path, mounts: str | None = None) -> bool:
     over = [(len(point.parts), kind) for point, kind in found if resolved.is_relative_to(point)]
     # Of several at one place, the last one hides those before it, as what automount finds hides automount's own.
     kind = max(reversed(over), key=lambda one: one[0], default=(0, ""))[1]
-    return kind in SHARED or kind.startswith(PROGRAM)
+    return kind in SHARED or (kind.startswith(PROGRAM) and kind not in LOCAL)
 
 
 if __name__ == "__main__":  # for the Makefile, before anything is installed

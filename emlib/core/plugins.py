@@ -126,7 +126,8 @@ def unedited(folder: Path) -> Path:
     place, number = folder, 1
     while others := [path.name for path in sorted(place.glob("[!.]*")) if path.is_file() and not _is_as_written(path)]:
         number += 1
-        say(f"{place}: stays as it is, because {', '.join(others)} was edited or added since.")
+        say(f"{place}: stays as it is, because {', '.join(others)} was edited, added or written by an earlier "
+            "version.")
         place = folder.with_name(f"{folder.name}_{number}")
     return place
 

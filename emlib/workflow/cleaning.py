@@ -11,7 +11,7 @@ artefacts. Other profiles with the same runs may share the artefacts.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from emlib.core import paths
@@ -31,7 +31,7 @@ from emlib.workflow.job_log import AttemptLog
 
 # What a study makes in its folder of results.
 MADE = (*FILES.values(), "panel.csv", "notebooks", "tables", "figures", "report", "tensorboard", "logs", "vllm-*.log",
-        ".snakemake", paths.EFFECTIVE, RECORD, f".{precision.RECORD}.lock")
+        ".snakemake", paths.EFFECTIVE, RECORD, precision.RECORD, f".{precision.RECORD}.lock")
 # The kinds that a user may name. A judge's single scores are in a separate file and are not among them.
 KINDS: Mapping[str, tuple[type[Step], ...]] = {
     "adapters": (Adapter, KeptAdapter, GrpoAdapter), "answers": (Answers,),
@@ -61,19 +61,20 @@ def clean(study: Study, kinds: Sequence[str] = ()) -> str:
         return "\n".join(_remove_artefacts(study, kind) for kind in kinds)
     if not study.folder.is_dir():
         return f"{study.name}: there are no results to remove."
-    return f"{_remove_results(study.folder)} Adapters, answers and verdicts are kept."
+    kept = (precision.RECORD, RECORD) if study.auto_dtype else ()  # the type, and for which profile it was decided
+    return f"{_remove_results(study.folder, kept)} Adapters, answers and verdicts are kept."
 
 
-def _remove_results(folder: Path) -> str:
-    """Remove what the study made in its folder of results, and the folder if nothing else is there."""
+def _remove_results(folder: Path, kept: Collection[str]) -> str:
+    """Remove what the study made in its folder of results but `kept`, and the folder if nothing else is there."""
     sweep(folder, deep=False)
-    for path in {path for made in MADE for path in folder.glob(made)}:
+    for path in {path for made in MADE if made not in kept for path in folder.glob(made)}:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
-    if kept := sorted(path.name for path in folder.iterdir()):
-        return f"{folder}: the results were removed. Kept there: {', '.join(kept)}."
+    if others := sorted(path.name for path in folder.iterdir()):
+        return f"{folder}: the results were removed. Kept there: {', '.join(others)}."
     folder.rmdir()
     return f"{folder} was removed."
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -159,7 +160,9 @@ def watch(name: str, only: str, command: Sequence[str]) -> int:
         done = sum(one.state == "done" for one in statuses(folder, watched))
         print(f"{folder.name}: {len(watched)} notebooks" + (f", {done} of them done" if done else ""),
               file=sys.stderr, flush=True)
-    code = run(folder, watched, [*command, *(["--forcerun", *again] if again else [])])
+    options = list(takewhile(lambda word: word != "--", command))  # behind "--" are targets
+    forced = ["--forcerun", *again] if again else []
+    code = run(folder, watched, [*options, *forced, *command[len(options):]])
     if code:
         status.show(name)
     if code == INTERRUPTED:

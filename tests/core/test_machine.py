@@ -50,6 +50,7 @@ def test_this_machines_own_list_is_read(tmp_path: Path) -> None:
     ("server:/x /shared nfs4 rw 0 0\n/dev/sdb1 /shared xfs rw 0 0", "/shared/runs", False),
     ("ceph-fuse /shared fuse.ceph-fuse rw 0 0", "/shared/runs", True),
     ("weka /shared wekafs rw 0 0", "/shared/runs", True),
+    ("fuse-overlayfs /shared fuse.fuse-overlayfs rw 0 0", "/shared/runs", False),
     ("host /shared virtiofs rw 0 0", "/shared/runs", True)])
 def test_of_two_mounts_at_one_place_the_later_one_is_seen(lines: str, path: str, shared: bool) -> None:
     assert machine.is_shared(Path(path), f"/dev/sda1 / ext4 rw 0 0\n{lines}\n") is shared
@@ -68,10 +69,19 @@ def test_a_containers_quota_limits_the_processors(files: dict[str, str], most: i
 
 
 @pytest.mark.parametrize(("environment", "openmp", "mkl"), [
-    ({}, str(machine.cpus()), str(machine.cpus())), ({"SLURM_CPUS_PER_TASK": "4"}, "4", "4"),
+    ({}, "5", "5"), ({"SLURM_CPUS_PER_TASK": "4"}, "4", "4"), ({"NSLOTS": "4"}, "4", "4"),
     ({"SLURM_CPUS_PER_TASK": "4", "OMP_NUM_THREADS": "3"}, "3", "3"),
-    ({"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": "2"}, str(machine.cpus()), "2")])
-def test_what_the_user_or_slurm_sets_is_the_number_of_threads(
-        environment: dict[str, str], openmp: str, mkl: str) -> None:
+    ({"OMP_NUM_THREADS": "", "MKL_NUM_THREADS": "2"}, "5", "2")])
+def test_what_the_user_or_a_scheduler_sets_is_the_number_of_threads_or_what_the_job_is_bound_to(
+        environment: dict[str, str], openmp: str, mkl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpus", lambda: 5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
     found = machine.threads(environment)
     assert (found["OMP_NUM_THREADS"], found["MKL_NUM_THREADS"]) == (openmp, mkl)
+
+
+def test_a_job_that_nothing_limits_does_not_take_the_whole_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may run beside it, as with a Snakemake profile of one's own: Snakemake's one thread stays."""
+    monkeypatch.setattr(machine, "cpus", lambda: 64)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert machine.threads({}) == {}

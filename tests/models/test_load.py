@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import FalconH1Config, FalconH1ForCausalLM, Gemma3nTextConfig
 
-from emlib.config import FolderModel, HubModel, TinyModel, WheelModel, load_profile
+from emlib.config import ChatTemplate, FolderModel, HubModel, TinyModel, WheelModel, load_profile
 from emlib.core import digests, paths
 from emlib.core.errors import SourceError, StoreError
 from emlib.models import hub, wheel
@@ -199,6 +199,8 @@ def test_a_folder_s_template_tells_whether_it_may_think(folder: Path) -> None:
     assert not spec.may_think
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] + '<think>\\n' }}")
     assert spec.may_think
+    silent = spec.model_copy(update={"template": ChatTemplate(options={"enable_thinking": False})})
+    assert not silent.may_think  # the block is in the prompt then, and no number is another
 
 
 def test_the_same_weights_elsewhere_are_the_same_model_and_others_there_another(folder: Path, tmp_path: Path) -> None:

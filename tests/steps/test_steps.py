@@ -336,6 +336,7 @@ def test_vectors_and_choices_have_new_keys_only_where_a_template_may_write_a_thi
                 for kind in ("PersonaVectors", "Choices")]
 
     assert versions("Qwen/Qwen2.5-7B-Instruct") == versions("Qwen/Qwen3-8B", enable_thinking=False) == [1, 1]
+    assert versions("Qwen/Qwen3-4B-Instruct-2507") == [1, 1]
     assert versions("Qwen/Qwen3-8B") == versions("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == [2, 2]
     assert same()["PersonaVectors"].settings["version"] == 1
 

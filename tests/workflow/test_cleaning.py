@@ -86,8 +86,17 @@ def test_a_profile_named_like_the_store_does_not_take_it_along(study: Study) -> 
     assert left(study.store.root) == before
 
 
+def test_the_type_that_a_profile_states_is_no_record_to_keep(study: Study) -> None:
+    """A later profile of the name with `dtype: auto` would compute in it for good."""
+    study.record()
+    assert (study.folder / "dtype.txt").is_file()
+    clean(study)
+    assert not study.folder.exists()
+
+
 def test_what_is_the_users_own_stays_and_is_named(study: Study) -> None:
     """Notebook 18 writes defenses to be edited there, and `dtype: auto` finds its artefacts by the recorded type."""
+    study.auto_dtype = True
     study.record()
     own = {"plugins/mine.py": "class Mine: ...", "notes.txt": "why", "dtype.txt": "float32\n"}
     for name, text in own.items():
@@ -96,9 +105,10 @@ def test_what_is_the_users_own_stays_and_is_named(study: Study) -> None:
     for made in (".snakemake/log", "notebooks/slices", "vllm-8000.log", ".dtype.txt.lock"):
         (study.folder / made).mkdir(parents=True) if "/" in made else (study.folder / made).touch()
     told = clean(study)
-    assert "Kept there: dtype.txt, notes.txt, plugins." in told
+    assert "Kept there: dtype.txt, " in told
+    assert "notes.txt, plugins." in told
     assert {name: (study.folder / name).read_text() for name in own} == own
-    assert sorted(path.name for path in study.folder.iterdir()) == ["dtype.txt", "notes.txt", "plugins"]
+    assert {path.name for path in study.folder.iterdir()} == {"dtype.txt", "made_with.txt", "notes.txt", "plugins"}
 
 
 def test_the_file_of_the_panel_is_among_what_is_removed() -> None:

@@ -24,7 +24,7 @@ TOLD = "import os\nprint(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THRE
 def snakemake(root: Path, runs: Path, profile: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the Snakefile of a checkout as make does, in the folder `study`."""
     clean = {name: value for name, value in os.environ.items()
-             if name not in (*machine.THREADS, "SLURM_CPUS_PER_TASK") and not name.startswith("EMLIB_")}
+             if name not in (*machine.THREADS, *machine.OF_SCHEDULERS) and not name.startswith("EMLIB_")}
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--directory",
                str(runs / "study"), "--cores", "1", "--nolock", *more]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=root, env=clean | environment | {
@@ -55,6 +55,13 @@ def test_a_job_computes_with_the_threads_that_it_is_given(
     assert done.returncode == 0, done.stderr
     said = nbformat.read(tmp_path / "runs" / "study" / out, as_version=4).cells[-1].outputs[0].text
     assert said == "3 3\n"
+
+
+def test_without_a_profile_nothing_runs(tmp_path: Path) -> None:
+    """Another profile's results have the same names, so that a default would be taken for it."""
+    done = snakemake(paths.ROOT, tmp_path, "", "--dry-run", "--config", "profile=tiny")
+    assert done.returncode != 0
+    assert "EMLIB_PROFILE" in done.stdout + done.stderr
 
 
 TWINS = """
