@@ -11,7 +11,6 @@ import pytest
 
 from emlib.config import load_profile
 from emlib.core import paths
-from emlib.study import precision
 from emlib.study.study import open_study
 from emlib.workflow import graph
 from emlib.workflow.cleaning import MADE
@@ -68,7 +67,7 @@ def test_the_tiny_study_leaves_every_result_and_runs_again_for_what_was_deleted_
         book = json.loads((whole / "notebooks" / f"{chapter}.ipynb").read_text())
         assert all(cell["execution_count"] for cell in book["cells"] if cell["cell_type"] == "code")
     made = {path.name for pattern in MADE for path in whole.glob(pattern)}
-    assert {path.name for path in whole.iterdir()} - made == {precision.RECORD, "plugins"}  # what `make clean` keeps
+    assert {path.name for path in whole.iterdir()} - made == {"plugins"}  # what `make clean` keeps
     executed = whole / "notebooks"
     before = {path: path.stat().st_mtime_ns for path in executed.rglob("*.ipynb")}
     deleted = executed / "21_data_audit.ipynb"  # no other follows it
