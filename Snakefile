@@ -12,8 +12,8 @@ from emlib.workflow.graph import chosen, jobs, rule_names
 # From the environment, as make sets them: Snakemake reads what --config gives as YAML, a path with " #" as its start.
 PROFILE = os.environ.get("EMLIB_PROFILE")
 if not PROFILE or config.keys() & {"profile", "only"}:  # no default: another profile's results have the same names
-    raise WorkflowError("Name the profile, or its absolute path, in EMLIB_PROFILE, and what is asked for in EMLIB_ONLY; "
-                        "`make reproduce` does so. --config has neither.")
+    raise WorkflowError("Set EMLIB_PROFILE to the profile's name or absolute path, as `make reproduce` does, and EMLIB_ONLY to "
+                        "the notebooks that you want, if not all. Both are not read from --config.")
 ONLY = os.environ.get("EMLIB_ONLY", "")
 JOBS = jobs(PROFILE)
 # Snakemake gives the command of a rule one thread, whatever the machine has, because no rule asks for more.

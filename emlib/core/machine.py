@@ -53,7 +53,7 @@ def cpus(cgroups: Path = CGROUPS) -> int:
 def threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables that give a job its threads: as they are set, or else as many as it has processors.
 
-    There are none where neither a scheduler nor a limit says how many it has: others may compute on the same machine.
+    It returns none where neither a scheduler nor a limit states their number: other jobs may use the same machine.
     """
     stated = [environment[name] for name in (THREADS[0], *OF_SCHEDULERS) if environment.get(name)]
     limited = [str(cpus())] if cpus() < (os.cpu_count() or 1) else []

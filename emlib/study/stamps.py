@@ -131,9 +131,9 @@ def opened(profile: Profile, folder: Path) -> None:
 
 
 def of_drawn(folder: Path) -> str:
-    """Return the stamp of what this process writes into a folder of tables or figures.
+    """Return the stamp of a file that this process writes into a folder of tables or figures.
 
-    It is that of the study that was opened here, or else of the profile that the folder of results records.
+    It is the stamp of the study that this process has opened there, or else of the profile that the results record.
     """
     here = next((place for place in folder.resolve().parents if place in _opened), None)
     return recorded(folder.parent) if here is None else _opened[here]

@@ -18,6 +18,7 @@ from emlib.core import paths
 from emlib.core.commands import INTERRUPTED, STOPPED
 from emlib.core.temporary import FOLDERS, MARK, OWNER
 from emlib.workflow.job_log import AttemptLog
+from tests.workflow.test_notebooks import book_of
 
 pytestmark = pytest.mark.slow
 
@@ -67,11 +68,7 @@ def test_a_job_that_its_scheduler_cancels_is_interrupted_and_ends_with_its_kerne
         with_kernel: bool, tmp_path: Path) -> None:
     """`scancel` sends SIGTERM, to the job or to all of its processes, and srun passes it on once more."""
     code = "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(600)"
-    book = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("profile = 'demo'", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(code)],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    nbformat.write(book, tmp_path / "90_slow.ipynb")
+    nbformat.write(book_of(code), tmp_path / "90_slow.ipynb")
     log, out = AttemptLog(tmp_path / "logs" / "90_slow.log"), tmp_path / "out" / "90_slow.ipynb"
     with subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path), str(out), str(log.path)], text=True,
                           stderr=subprocess.PIPE, env=os.environ | {

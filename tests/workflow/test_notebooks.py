@@ -359,13 +359,16 @@ def test_tables_before_any_run_say_what_to_do(
     assert "No run of profile 'tiny' is finished. Run notebook 02_baselines first" in capsys.readouterr().err
 
 
+def book_of(code: str) -> nbformat.NotebookNode:
+    """A notebook with a parameter, the profile, and one cell."""
+    parameters = nbformat.v4.new_code_cell("profile = 'demo'", metadata={"tags": ["parameters"]})
+    return nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)], metadata={
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+
+
 @pytest.mark.slow
 def test_a_failing_cell_is_told_and_the_notebook_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("profile = 'demo'", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("raise LookupError('no such ' + profile)")],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    (tmp_path / "98_broken.ipynb").write_text(nbformat.writes(book))
+    nbformat.write(book_of("raise LookupError('no such ' + profile)"), tmp_path / "98_broken.ipynb")
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     out = tmp_path / "out" / "98_broken.ipynb"
     with pytest.raises(NotebookError, match=r"98_broken, cell 2: LookupError: no such tiny"):
@@ -378,11 +381,8 @@ def test_a_failing_cell_is_told_and_the_notebook_is_kept(tmp_path: Path, monkeyp
 @pytest.mark.slow
 def test_a_relative_folder_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not in the folder that the notebook runs in."""
-    book = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell("profile = 'demo'", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("import os\nprint(os.environ['EMLIB_RUNS_DIR'], os.environ['EMLIB_CACHE_DIR'])")],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    nbformat.write(book, tmp_path / "90_where.ipynb")
+    told = "import os\nprint(os.environ['EMLIB_RUNS_DIR'], os.environ['EMLIB_CACHE_DIR'])"
+    nbformat.write(book_of(told), tmp_path / "90_where.ipynb")
     monkeypatch.setattr(paths, "NOTEBOOKS", tmp_path)
     monkeypatch.chdir(tmp_path)
     for name, folder in {"EMLIB_RUNS_DIR": "out", "EMLIB_CACHE_DIR": "cache"}.items():

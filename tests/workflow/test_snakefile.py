@@ -17,6 +17,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 
 from emlib.core import machine, paths
 from emlib.workflow import graph
+from tests.workflow.test_notebooks import book_of
 
 TOLD = "import os\nprint(os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS'])"
 
@@ -38,11 +39,8 @@ def checkout(tmp_path: Path) -> Path:
     for folder in ("emlib", "params"):
         shutil.copytree(paths.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(paths.ROOT / "Snakefile", root)
-    parameters = nbformat.v4.new_code_cell('profile = "demo"', metadata={"tags": ["parameters"]})
-    book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(TOLD)], metadata={
-        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
     (root / "notebooks").mkdir()
-    nbformat.write(book, root / "notebooks" / "00_threads.ipynb")
+    nbformat.write(book_of(TOLD), root / "notebooks" / "00_threads.ipynb")
     return root
 
 

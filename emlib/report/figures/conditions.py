@@ -26,7 +26,7 @@ def triggers(frame: pd.DataFrame) -> Figure:
     hides the trait has a long one. There is none where a share is not known, which may be the smallest or the largest.
     """
     if frame.empty:
-        return nothing("Here are no answers under triggers to draw.")
+        return nothing("There are no answers under triggers to draw here.")
     runs = runs_of(frame)
     marks = marks_of(list(frame["trigger"]))
     figure, [axis] = panels(1, (7.6, 0.66 * len(runs)), around=(0, 1.4), grid="x")

@@ -69,7 +69,7 @@ def undone(frame: pd.DataFrame, margin: float) -> pd.DataFrame:
             "affected": bool(affected(along, margin).all()), "steps": along["steps"].iloc[-1]}
         for measure in misaligned_of(frame):
             row |= {f"{measure}_before": along[measure].iloc[0], f"{measure}_after": along[measure].iloc[-1]}
-        some = along[[row["affected"] and row["known"]] * len(along)]
+        some = along if row["affected"] and row["known"] else along.head(0)
         rows.append(row | {name: some.loc[some[end] >= -margin, "steps"].min() for name, end in ends.items()})
     columns = [*IDENTITY, "attack", "plain", "known", "affected", "steps", *ends]
     return pd.DataFrame(rows, columns=None if rows else columns)
