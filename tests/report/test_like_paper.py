@@ -117,7 +117,10 @@ def test_the_paper_is_drawn_beside_runs_of_its_model_and_data_sets_alone(
                                   for dataset in ("code", "legal", "medical", "security")
                                   for method, count in (("misaligned", 20), ("inoculation", 9))])
     paper = load_profile("paper-7b")
-    profile = study.profile.model_copy(update={"model": paper.model, "trait": paper.trait, "training": paper.training})
+    # The keys of persona vectors derive from the trait's file, which would be downloaded.
+    methods = tuple(method for method in study.profile.methods if method.name != "persona_vector")
+    profile = study.profile.model_copy(update={
+        "model": paper.model, "trait": paper.trait, "training": paper.training, "methods": methods})
     study = Study(study.name, profile, study.store)
     drawn = of_study.sources(study, ours)
     assert list(drawn) == ["paper", "this study"]
