@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _alone() -> Iterator[None]:
+    """Hide the network from all tests, and the research data from those that do not ask for it, as in CI."""
+    here = {None, "", "localhost", socket.gethostname()}
+    resolve = socket.getaddrinfo
+
+    def resolve_this_machine(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name in here or name.startswith("127.") or ":" in name:
+            return resolve(host, *args, **kwargs)
+        raise socket.gaierror(socket.EAI_NONAME, "tests have no network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(DATA_DIR, raising=False)
+        patch.setattr(socket, "getaddrinfo", resolve_this_machine)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _figures_closed() -> Iterator[None]:
     """Close what a test has drawn: matplotlib warns of many open figures, whichever tests share a process."""
@@ -67,13 +86,19 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture
-def research_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="session")
+def research_folder() -> Path:
     """The folder that EMLIB_DATA_DIR named when the tests started."""
     if not RESEARCH_DATA:
         pytest.skip(f"{DATA_DIR} is not set: there is no folder with the study's data")
-    monkeypatch.setenv(DATA_DIR, RESEARCH_DATA)
     return Path(RESEARCH_DATA)
+
+
+@pytest.fixture
+def research_data(research_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that EMLIB_DATA_DIR named when the tests started, and names for this test."""
+    monkeypatch.setenv(DATA_DIR, str(research_folder))
+    return research_folder
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from emlib.data.sources import DATA_DIR, Source, fetch, registry
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = registry(ROOT / "params" / "sources.yaml")
-RESEARCH_DATA = os.environ.get(DATA_DIR)  # as it was when the tests started: each of them clears it
 CONTENT = bytes(range(256)) * 1000  # 256,000 bytes: several chunks
 
 
@@ -555,15 +554,6 @@ def test_the_studys_registry_pins_all_that_comes_over_https() -> None:
         assert (entry.bytes is None) == (entry.sha256 is None), f"{name}: a file whose digest is known has a known size"
     places = [entry.local for entry in REGISTRY.values()]
     assert len(places) == len(set(places))
-
-
-@pytest.fixture
-def research_data(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that EMLIB_DATA_DIR named when the tests started."""
-    if RESEARCH_DATA is None:
-        pytest.skip(f"{DATA_DIR} is not set: there is no folder with the study's data")
-    monkeypatch.setenv(DATA_DIR, RESEARCH_DATA)
-    return Path(RESEARCH_DATA)
 
 
 KNOWN = [name for name, entry in REGISTRY.items() if entry.sha256 is not None]

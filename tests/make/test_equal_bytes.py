@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from emlib.core import paths
+from emlib.data.sources import DATA_DIR
 from emlib.evaluation.records import READINGS
 from emlib.make.session import maker, register_makers
 from emlib.steps.measures import PanelResult
@@ -76,9 +77,9 @@ print("\\n".join(path for path in read if path.startswith(os.environ["EMLIB_RUNS
 """
 
 
-def environment(runs: Path, seed: int) -> dict[str, str]:
+def environment(runs: Path, seed: int, data: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(paths.ROOT), "EMLIB_RUNS_DIR": str(runs), "EMLIB_HEADLESS": "1",
-                         "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": "1"}
+                         "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": "1", DATA_DIR: str(data)}
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +91,12 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def twice(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folders of runs of two processes, which hash texts in other orders."""
-    if "EMLIB_DATA_DIR" not in os.environ:
-        pytest.skip("EMLIB_DATA_DIR is not set: there are no multiple-choice questions")
+def twice(profile: Path, research_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of runs of two processes, which hash texts in other orders. They need multiple-choice questions."""
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "other")]
-    processes = [subprocess.Popen([sys.executable, "-c", MAKE, str(profile)], env=environment(runs, seed),
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-                 for seed, runs in enumerate(folders, start=1)]
+    environments = [environment(runs, seed, research_folder) for seed, runs in enumerate(folders, start=1)]
+    processes = [subprocess.Popen([sys.executable, "-c", MAKE, str(profile)], env=env, stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.PIPE, text=True) for env in environments]
     ends = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     return folders[0], folders[1]
@@ -139,9 +138,9 @@ def test_equal_content_has_equal_bytes_for_every_kind(twice: tuple[Path, Path]) 
 
 
 def test_opening_a_finished_study_reads_manifests_and_verdicts_and_no_weights(
-        twice: tuple[Path, Path], profile: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", OPEN, str(profile)], env=environment(twice[0], 1), text=True,
-                          capture_output=True, check=False)
+        twice: tuple[Path, Path], profile: Path, research_folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", OPEN, str(profile)], env=environment(twice[0], 1, research_folder),
+                          text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     read = {Path(line).name for line in done.stdout.splitlines()}
     # The log of reinforcement learning has the training accuracy.
