@@ -193,7 +193,7 @@ def test_a_cost_that_is_not_known_has_no_point(study: Study, frame: pd.DataFrame
     assert costs.loc[[("kl", 1.0), ("interleaving+", 0.25)]].isna().all()
     axis = paper_figures.cost_against_effect(drawn).axes[0]
     assert [container.lines[0].get_xdata().tolist() for container in axis.containers] == [[pytest.approx(50)]]
-    assert axis.get_xlabel().endswith("(not known, and without a point: KL-Div., λ=1; Interleaving+)")
+    assert axis.get_xlabel().endswith("(not known, and without a point: KL-Div., λ=1;\nInterleaving+)")
     plt.close("all")
 
 

@@ -21,6 +21,7 @@ from emlib.config import load_profile
 from emlib.core import paths
 from emlib.report.figures import looks, plots
 from emlib.report.paper import draw, paper_figures
+from emlib.report.paper.paper_figures import Sources
 from emlib.report.paper.paper_tables import label
 from emlib.study.by_hand import TRIED
 
@@ -200,12 +201,14 @@ def test_a_method_that_only_the_second_source_has_is_in_the_legend() -> None:
         assert names.count(label("concept_ablation")) == names.count("KL-Div.") == 1
 
 
-def test_a_point_of_the_front_with_fewer_seeds_says_so() -> None:
+@pytest.mark.parametrize("of", draw.FIGURES.values())
+def test_each_figure_names_the_points_with_fewer_seeds(of: Callable[[Sources], Figure]) -> None:
     frame = draw.numbers()
-    frame = frame.assign(fewer=[" (1 of 3 seeds)" if method == "kl" else "" for method in frame["method"]])
-    names = [text.get_text() for text in paper_figures.pareto({"this study": frame}).axes[0].texts]
-    assert "KL-Div., λ=0.3 (1 of 3 seeds)" in names
-    assert all(name.startswith("KL-Div.") for name in names if "seeds" in name)
+    fewer = (frame["method"] == "interleaving++") & (frame["setting"] == 0.05)
+    ours = frame.assign(fewer=fewer.map({True: " (1 of 3 seeds)", False: ""}))
+    named = of({"paper": frame, "this study": ours}).axes[0].get_xlabel().partition("\n")[2]
+    assert named == "(1 of 3 seeds: Interleaving++, 5%)"
+    assert "seeds" not in of({"paper": frame}).axes[0].get_xlabel()
 
 
 def test_questions_are_sorted_by_the_first_method() -> None:

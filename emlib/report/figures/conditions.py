@@ -107,7 +107,8 @@ def persistence(frame: pd.DataFrame) -> Figure:
             colour, marker, filled = looks[name]
             control = " (control)" if names[name] == "untrained" else ""
             _along(axis, run, first, 0.07, color=colour, marker=marker, fillstyle=filled, label=name + control)
-            axis.plot(run["steps"], run[others], color=colour, linestyle="--", linewidth=1)
+            axis.plot(run["steps"], run[others], color=colour, marker=marker, fillstyle=filled, markersize=3,
+                      linestyle="--", linewidth=1)
         plain = part.drop_duplicates("seed")["plain"].mean(skipna=False)
         if not pd.isna(plain):
             axis.axhline(plain, color="black", linestyle=":", linewidth=1, label="no defense, no attack")

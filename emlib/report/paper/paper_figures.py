@@ -8,6 +8,7 @@ figures are sized for one column of a paper and saved by `plots.save`.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ TEXT = 7       # points
 CLOSE = 0.12   # fraction of an axis: the markers of a sweep that are closer than this share one label
 PANELS = 4     # per row of the figure by question
 SETTING = 5.5  # font size in points of the settings next to the markers
+NOTE = 55      # characters in a line below an axis
 STYLE: Any = {"font.size": TEXT, "axes.labelsize": TEXT, "xtick.labelsize": TEXT, "ytick.labelsize": TEXT,
               "legend.fontsize": TEXT - 0.5, "legend.frameon": False, "axes.linewidth": 0.6, "xtick.major.width": 0.6,
               "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -81,7 +83,7 @@ def pareto(sources: Sources) -> Figure:
             axis.plot(best[x], best[y], "o", color="black", markersize=7.5, markerfacecolor="none",
                       markeredgewidth=0.7, zorder=1, label="Pareto front" if index == 0 else None)
             labels += [Label(run[x], run[y],
-                             label(run["method"], run["setting"]) + run.get("fewer", "") + _others(best, run, x, y),
+                             label(run["method"], run["setting"]) + _others(best, run, x, y),
                              darkened(run["method"])) for run in best.drop_duplicates([x, y]).to_dict("records")]
         _finish(figure, axis, sources, x)
         place(axis, labels, SETTING)
@@ -139,11 +141,31 @@ def _unmeasured(sources: Sources, x: str) -> str:
     """Name the methods, or some of their settings, without a point, for the axis; empty if there are none."""
     names: dict[str, None] = {}
     for frame in sources.values():
-        for method, runs in frame[~frame["method"].isin(BASELINES)].groupby("method", sort=False):
-            lacking = runs.loc[runs[[x, "general_misaligned"]].isna().any(axis=1), "setting"]
-            names |= dict.fromkeys([label(str(method))] if len(lacking) == len(runs) else
-                                   [label(str(method), setting) for setting in lacking])
-    return f"\n(not known, and without a point: {'; '.join(names)})" if names else ""
+        defended = frame[~frame["method"].isin(BASELINES)]
+        names |= dict.fromkeys(_named(defended, defended[[x, "general_misaligned"]].isna().any(axis=1)))
+    return _note(f"not known, and without a point: {'; '.join(names)}") if names else ""
+
+
+def _fewer_seeds(sources: Sources) -> str:
+    """Name the points that are means over fewer seeds than others, for the axis; empty if there are none."""
+    marks = [f"{mark.strip(' ()')}: {'; '.join(_named(frame, frame['fewer'] == mark))}" for frame in sources.values()
+             if "fewer" in frame for mark in frame["fewer"].unique() if mark]
+    return "".join(map(_note, marks))
+
+
+def _named(frame: pd.DataFrame, chosen: pd.Series) -> list[str]:
+    """Name the chosen runs: by the method alone if it is all of its runs."""
+    names = []
+    for method, runs in frame.groupby("method", sort=False):
+        settings = runs.loc[chosen[runs.index], "setting"]
+        names += [label(str(method))] if len(settings) == len(runs) else [
+            label(str(method), setting) for setting in settings]
+    return names
+
+
+def _note(text: str) -> str:
+    """Return a remark in brackets, below an axis' label and no wider than the column."""
+    return "\n" + textwrap.fill(f"({text})", NOTE)
 
 
 def by_question(shares: pd.DataFrame) -> Figure:
@@ -219,7 +241,8 @@ def _finish(figure: Figure, axis: Axes, sources: Sources, x: str) -> None:
     axis.set_ylim(0, min(104.0, 1.12 * top + 0.5))
     axis.set_yticks([tick for tick in (0, 0.5, 2, 5, 10, 20, 40, 60, 80, 100) if tick <= axis.get_ylim()[1]])
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.set(xlabel=AXES[x] + _unmeasured(sources, x), ylabel=f"{AXES['general_misaligned']} (square-root scale)")
+    axis.set(xlabel=AXES[x] + _unmeasured(sources, x) + _fewer_seeds(sources),
+             ylabel=f"{AXES['general_misaligned']} (square-root scale)")
     handles, names = axis.get_legend_handles_labels()
     for index, source in enumerate(sources if len(sources) > 1 else ()):
         handles.append(axis.plot([], [], "o", color="0.3", markersize=3.8,
