@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from emlib.core.defense import Defense, acting
 from emlib.core.errors import ProfileError
-from emlib.core.hook_errors import named_errors
 from emlib.core.hooks import Active, Denominator, Evaluate, HeadKl
 from emlib.models.batches import Batch
 from emlib.models.hooks import capture_activations
 from emlib.models.passes import Pass
 from emlib.models.reference import compared
 from emlib.training.head import IGNORED, head_terms
-from emlib.training.penalties import layers_read, penalties, reference_pass, trained_pass
+from emlib.training.penalties import entered, layers_read, penalties, reference_pass, trained_pass
 from emlib.training.records import StepRecord
 
 
@@ -143,7 +142,7 @@ class Objective:
         reference = reference_pass(model, batch, penalising, head=kl is not None,
                                    stored=kl is not None and kl[1].states is not None)
         with ExitStack() as stack:
-            shown = {d.kind: _entered(stack, d, model, self.artefacts) for d in acting if d.has("active")}
+            shown = {d.kind: entered(stack, d, model, self.artefacts) for d in acting if d.has("active")}
             features = stack.enter_context(capture_activations(model, layers_read(model, penalising)))
             hidden = batch.hidden(model)
             loss, metrics = self._head_terms(model, batch, hidden, kl, reference, totals)
@@ -188,15 +187,6 @@ class Objective:
         states = reference.hidden[used] if reference is not None else _stored(term, batch)
         found = head_terms(model, hidden[used], targets, self.cross_entropy * share, states, term.weight * kl_share)
         return found.loss, {"loss": found.nll * share, kind: found.kl * kl_share}
-
-
-def _entered(stack: ExitStack, defense: Defense, model: nn.Module, artefacts: Mapping[str, Path]) -> Active:
-    """Enter a defense's context until the stack is closed."""
-    with named_errors(defense, "active"):
-        entered: Any = stack.enter_context(defense.active(model, artefacts))
-        if entered is None:
-            raise TypeError("its context yields None, and not an object with `statistics`, a mapping that may be empty")
-        return cast(Active, entered)
 
 
 def _stored(term: HeadKl, batch: Batch) -> Tensor:

@@ -1,25 +1,35 @@
-"""The loss terms of defenses (`Defense.penalty`), and the reference model's pass that they compare with.
+"""What fine-tuning and reinforcement learning do alike: the defenses' contexts, penalties and reference passes.
 
-Fine-tuning and reinforcement learning compute them alike: the reference model is the trained one with the adapter off,
-and its pass comes first, without the defenses' contexts.
+The reference model is the trained one with the adapter off, and its pass comes first, without the defenses' contexts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from emlib.core.defense import Defense
 from emlib.core.errors import EmlibError
+from emlib.core.hook_errors import named_errors
+from emlib.core.hooks import Active
 from emlib.models.adapters import adapter_off
 from emlib.models.batches import Batch
 from emlib.models.hooks import capture_activations, first_blocks, layers
 from emlib.models.passes import Pass
+
+
+def entered(stack: ExitStack, defense: Defense, model: nn.Module, artefacts: Mapping[str, Path]) -> Active:
+    """Enter a defense's context (`Defense.active`) until the stack is closed."""
+    with named_errors(defense, "active"):
+        shown: Any = stack.enter_context(defense.active(model, artefacts))
+        if shown is None:
+            raise TypeError("its context yields None, and not an object with `statistics`, a mapping that may be empty")
+        return cast(Active, shown)
 
 
 def layers_read(model: nn.Module, defenses: Sequence[Defense]) -> tuple[int, ...]:
@@ -106,7 +116,7 @@ def _number(defense: Defense, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise EmlibError(f"{start} returned {what}; return one number, such as a sum, as a tensor.")
-    # a 0 may be a pass without any of the rows that it counts on
+    # A loss of 0 is no fault: the pass may hold none of the rows that the penalty acts on.
     if not value.requires_grad and defense.has_gradient and torch.is_grad_enabled() and float(value):
         raise EmlibError(f"{start} has no gradient, and training would be plain fine-tuning: it is {float(value):g} "
                          "whatever the weights are. Compute it from `trained`, without detach() or no_grad().")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emlib.config import Method
 from emlib.core.defense import Defense
@@ -20,6 +20,7 @@ from emlib.defenses.ldifs import Ldifs
 from emlib.training.bench import Bench
 from emlib.training.conformance import NonconformingDefense, check
 from emlib.training.records import read_log
+from emlib.training.rl.condition import Condition
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +230,13 @@ def test_check_refuses_it_by_name(cls: type[Defense], words: str, monkeypatch: p
     monkeypatch.setattr("emlib.training.conformance.kinds", lambda: {cls.model_fields["kind"].default: cls})
     with pytest.raises(EmlibError, match=words):
         check(cls)
+
+
+@pytest.mark.parametrize("cls", [NoContext, YieldsNothing])
+def test_reinforcement_learning_refuses_a_context_by_name(cls: type[Defense]) -> None:
+    mistaken = cls(kind=cls.model_fields["kind"].default)
+    with pytest.raises(EmlibError, match=dict(MISTAKES)[cls]), Condition("", (mistaken,)).active("loss", nn.Module()):
+        pass
 
 
 def test_the_line_is_the_authors_last_one(tmp_path: Path) -> None:

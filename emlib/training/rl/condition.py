@@ -23,6 +23,7 @@ from emlib.data.chat import Encoded
 from emlib.data.mixing import plan_steps
 from emlib.models.batches import forward_batches
 from emlib.training.objective import Objective, Totals
+from emlib.training.penalties import entered
 from emlib.training.records import StepRecord
 from emlib.training.rl.rollouts import Where
 
@@ -116,5 +117,5 @@ class Condition:
     def active(self, where: Where, model: nn.Module) -> Iterator[list[Active]]:
         """Activate the defenses for passes of `model` that compute the loss, or that sample completions."""
         with ExitStack() as stack:
-            yield [stack.enter_context(defense.active(model, self.artefacts)) for defense in self.acting
+            yield [entered(stack, defense, model, self.artefacts) for defense in self.acting
                    if defense.has("active") and where in defense.acts_in]
