@@ -13,7 +13,7 @@ from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import nearest
 from emlib.core.names import Word
 from emlib.core.of_kind import AnyDefense, UnknownDefense
-from emlib.core.schema import Strict
+from emlib.core.schema import Strict, mistakes_in
 
 UNTRAINED, ALIGNED, MISALIGNED = BASELINES = ("untrained", "aligned", "misaligned")  # the last is without a defense
 SFT = "sft"  # plain fine-tuning on a benign task, as Table 3 calls it
@@ -47,8 +47,8 @@ class SweptMethod(Strict):
                 refuse_exclusions(self.at(number))
             except ValidationError as error:
                 assert swept is not None, "no other option changes"
-                message = error.errors()[0]["msg"].lower()
-                yield f"method '{self.name}' sweeps {swept.swept} over {number:g}: {message}"
+                yield from (f"method '{self.name}' sweeps {swept.swept} over {number:g}: {mistake}"
+                            for item in error.errors() for mistake in mistakes_in(item))
 
     def at(self, setting: float | None) -> tuple[Defense, ...]:
         """Return the defenses with the swept option set to `setting`."""

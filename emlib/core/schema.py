@@ -1,6 +1,7 @@
 """Strict validation of configuration: returns checked records, and reports every mistake.
 
-A message names the file, the key, the value, what is allowed and the nearest known key.
+A message names the file, the key, the value, what is allowed and the nearest known key. Whether values go
+together is checked once each of them is valid.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Strict(BaseModel, Keyed):
         return {name: _keyed(getattr(self, name), shown) for name, shown in values.items()}
 
     def _mistakes(self) -> Iterator[str]:
-        """Yield what is wrong with valid values together; the first one is reported."""
+        """Yield what is wrong with valid values together, a line for each mistake."""
         yield from ()
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse the record for the first mistake; a validator would put its own name into the places of errors."""
-        for mistake in self._mistakes():
-            raise ValueError(mistake)
+        """Refuse the record for its mistakes; a validator would put its own name into the places of errors."""
+        if mistakes := list(self._mistakes()):
+            raise ValueError("\n".join(mistakes))
 
 
 def _keyed(value: Any, shown: Any) -> Any:
@@ -65,14 +66,19 @@ def check(schema: type[Record], data: Any, where: str) -> Record:
         items = [item for item in error.errors() if item["type"] != "too_short" or not any(
             len(other["loc"]) > len(item["loc"]) and other["loc"][:len(item["loc"])] == item["loc"]
             for other in error.errors())]
-        lines = [_message(schema, item) for item in items]
+        lines = [line for item in items for line in _message(schema, item).split("\n")]
         raise ProfileError("\n".join(f"{where}: {line}" for line in lines)) from error
     except (TypeError, ValueError) as error:  # a date, for example, has no JSON form
         raise ProfileError(f"{where}: a value is neither text, number, list nor mapping. {error}") from error
 
 
+def mistakes_in(item: Any) -> list[str]:
+    """Return the mistakes that pydantic reports as one error, in words that may follow a colon."""
+    return [f"{line[:1].lower()}{line[1:]}" for line in item["msg"].removeprefix("Value error, ").split("\n")]
+
+
 def _message(schema: type[BaseModel], item: Any) -> str:
-    """Describe one pydantic error: key, value, what is allowed."""
+    """Describe one pydantic error, a line for each mistake: key, value, what is allowed."""
     key = ".".join(shortened(str(part)) for part in _places(schema, item["loc"]))
     if item["type"] == "extra_forbidden":
         known = sorted({name for record in _records(schema, item["loc"][:-1]) for name in record.model_fields})
@@ -89,8 +95,8 @@ def _message(schema: type[BaseModel], item: Any) -> str:
     value = json.dumps(item["input"], default=str)
     hint = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"])) if (
         item["type"] == "literal_error") else ""
-    message = item["msg"].removeprefix("Value error, ")
-    return f"'{key}' is {value[:80]}: {message[0].lower()}{message[1:]}.{hint}" if key else f"{message}."
+    start = f"'{key}' is {value[:80]}: " if key else ""
+    return "\n".join(f"{start}{mistake}.{hint}" for mistake in mistakes_in(item))
 
 
 def _records(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[type[BaseModel]]:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from emlib.config import QUESTION_SETS, Method, load_profile
 from emlib.core import paths
 from emlib.core.errors import EmlibError, ProfileError
 from emlib.core.records import Example
+from emlib.defenses.concept_ablation import ConceptAblation
 from emlib.defenses.kl import Kl
 from emlib.steering import extraction
 from emlib.steering.extraction import PersonaVectors
@@ -53,6 +55,11 @@ def rows_of(study: Study, run: Run) -> tuple[Example, ...]:
     training = study.training(run)
     assert training is not None
     return training.rows.examples
+
+
+def test_a_swept_value_that_is_refused_is_told_in_the_words_of_the_option() -> None:
+    with pytest.raises(ValidationError, match=r"sweeps count over 2: 'count' is 2.* vector\. Set directions to comp"):
+        Method(name="x", defenses=(ConceptAblation(),), sweep=(1, 2))
 
 
 def test_a_sweep_is_a_run_for_each_number(study: Study) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
@@ -178,6 +179,27 @@ def test_every_mistake_has_its_own_line_and_all_come_at_once() -> None:
     for words in ("'name' is missing", "Did you mean 'visitors'?", "'visitors' is \"2\"", "'pond.depth' is -1",
                   "unknown kind 'rat'"):
         assert sum(words in line for line in lines) == 1
+
+
+def test_values_that_do_not_go_together_have_a_line_for_each_mistake() -> None:
+    class Fence(Strict):
+        low: int
+        high: int
+
+        def _mistakes(self) -> Iterator[str]:
+            if self.low > self.high:
+                yield "'low' is above 'high'. Swap them"
+            if self.high < 0:
+                yield "nothing is that low"
+
+    class Meadow(Strict):
+        fence: Fence
+
+    with pytest.raises(ProfileError) as caught:
+        check(Meadow, {"fence": {"low": 1, "high": -1}}, FILE)
+    start = f"{FILE}: 'fence' is {{\"low\": 1, \"high\": -1}}: "
+    assert str(caught.value).split("\n") == [f"{start}'low' is above 'high'. Swap them.",
+                                            f"{start}nothing is that low."]
 
 
 @pytest.mark.parametrize("data", [None, [], ["name"], "name", 3])
