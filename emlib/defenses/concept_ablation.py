@@ -11,11 +11,11 @@ reading the texts on which they are large; this takes the first ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
 from emlib.config.words import Positive
 from emlib.core.defense import DEEPEST, Defense, GrpoDefense, require
@@ -91,15 +91,12 @@ class ConceptAblation(_Ablated):
     layers: Layers = (20,)
     on: Literal["data", "pool"] = "data"
 
-    @model_validator(mode="after")
-    def _is_whole(self) -> ConceptAblation:
+    def _mistakes(self) -> Iterator[str]:
         if self.directions == "vector" and self.count > 1:
-            raise ValueError(f"'count' is {self.count}, and a layer has one persona vector. Set directions to "
-                             "components, or count to 1")
+            yield (f"'count' is {self.count}, and a layer has one persona vector. Set directions to components, or "
+                   "count to 1")
         if self.directions == "vector" and self.on == "pool":
-            raise ValueError("'on: pool' names the rows of principal components. Set directions to components, or "
-                             "remove on")
-        return self
+            yield "'on: pool' names the rows of principal components. Set directions to components, or remove on"
 
     def fits(self, section: Any, method: str) -> None:
         if self.on == "pool":

@@ -11,11 +11,11 @@ settings, and the control's norm is that of each layer, where the authors' publi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import PrivateAttr
 
 from emlib.config.words import Positive, Weight
 from emlib.core.defense import Defense, GrpoDefense
@@ -39,12 +39,9 @@ class _FrozenAdapter(Defense):
     random: bool = False
     _adapter: Any = PrivateAttr(default=None)
 
-    @model_validator(mode="after")
-    def _is_whole(self) -> _FrozenAdapter:
+    def _mistakes(self) -> Iterator[str]:
         if self.rows is not None and self.source is None:
-            raise ValueError("'rows' is the number of rows of a source, and there is no source. Name one, or remove "
-                             "rows")
-        return self
+            yield "'rows' is the number of rows of a source, and there is no source. Name one, or remove rows"
 
     def needs(self, recipes: Recipes, spec: Any) -> Mapping[str, Any]:
         return {} if self.strength == 0 else {

@@ -13,10 +13,10 @@ L_t is the loss at step t, L_0 that before the first step; the rows with the hig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
 from emlib.config.words import Factor, Few, Positive, Share
 from emlib.core.defense import Defense, GrpoDefense, require
@@ -99,17 +99,15 @@ class Interleaving(Defense):
     _order: list[int] = PrivateAttr(default_factory=list)  # the next one to take first
     _part: int = PrivateAttr(default=0)  # the part of the run that the scores are for
 
-    @model_validator(mode="after")
-    def _is_whole(self) -> Interleaving:
+    def _mistakes(self) -> Iterator[str]:
         if self.choose == "online" and self.answers != "pool":
-            raise ValueError(f"with 'choose: online' the pool's own answers are scored; set answers to pool (it is "
-                             f"{self.answers})")
+            yield (f"with 'choose: online' the pool's own answers are scored; set answers to pool (it is "
+                   f"{self.answers})")
         fields = type(self).model_fields
         changed = [name for name in fields if getattr(self, name) != fields[name].default]
         for option, value, owned in (("choose", "online", ONLINE), ("answers", "virtuous", VIRTUOUS)):
             if getattr(self, option) != value and (more := [name for name in owned if name in changed]):
-                raise ValueError(f"'{more[0]}' belongs to '{option}: {value}', and {option} is {getattr(self, option)}")
-        return self
+                yield f"'{more[0]}' belongs to '{option}: {value}', and {option} is {getattr(self, option)}"
 
     @property
     def data_only(self) -> bool:  # type: ignore[override]  # here an option decides

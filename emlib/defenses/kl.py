@@ -13,10 +13,8 @@ here, prompts and answers; they are spread through each epoch, and cross-entropy
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
-
-from pydantic import model_validator
 
 from emlib.config.words import Share, Weight
 from emlib.core.defense import Defense, GrpoDefense, require
@@ -68,14 +66,12 @@ class Kl(Defense):
     on: Literal["data", "pool", "both"] = "data"
     rows: Share = 0.2
 
-    @model_validator(mode="after")
-    def _is_whole(self) -> Kl:
+    def _mistakes(self) -> Iterator[str]:
         if self.on != "data" and self.reference == "stored":
-            raise ValueError(f"with 'on: {self.on}' the reference model's states are not stored: they are those of the "
-                             "fine-tuning rows. Set reference to computed")
+            yield (f"with 'on: {self.on}' the reference model's states are not stored: they are those of the "
+                   "fine-tuning rows. Set reference to computed")
         if self.on == "data" and self.rows != type(self).model_fields["rows"].default:
-            raise ValueError("'rows' is the number of the pool's rows; with 'on: data' there are none. Set on to pool")
-        return self
+            yield "'rows' is the number of the pool's rows; with 'on: data' there are none. Set on to pool"
 
     @property
     def runs_reference(self) -> bool:

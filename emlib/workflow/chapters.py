@@ -10,10 +10,11 @@ job, without a GPU.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from emlib.config import Evaluation, Profile, Training
 from emlib.core import paths
@@ -42,23 +43,20 @@ class When(Strict):
     defense: Names = ()
     defense_other_than: Names = ()
 
-    @model_validator(mode="after")
-    def _one_condition(self) -> When:
+    def _mistakes(self) -> Iterator[str]:
         if sum(map(bool, (self.section, self.defense, self.defense_other_than))) != 1:
-            raise ValueError("give either 'section', a section of the profile, or 'defense', a kind of defense, or "
-                             "'defense_other_than', the kinds that other chapters are about")
+            yield ("give either 'section', a section of the profile, or 'defense', a kind of defense, or "
+                   "'defense_other_than', the kinds that other chapters are about")
         for section in self.section:
             first, _, rest = section.partition(".")
             known = sorted(Profile.model_fields)
             if first in PARTS and rest:
                 first, known = rest, sorted(PARTS[first].model_fields)
             if first not in known:
-                raise ValueError(f"profiles have no section '{section}'.{nearest(first, known)} Known: "
-                                 f"{', '.join(known)}")
+                yield f"profiles have no section '{section}'.{nearest(first, known)} Known: {', '.join(known)}"
         if self.attributes and not self.defense:
-            raise ValueError("'section' and 'defense_other_than' take no further keys, and there is "
-                             f"'{next(iter(self.attributes))}'; only the attributes of a 'defense' are compared")
-        return self
+            yield ("'section' and 'defense_other_than' take no further keys, and there is "
+                   f"'{next(iter(self.attributes))}'; only the attributes of a 'defense' are compared")
 
     def is_about(self, kind: str) -> bool:
         """Return whether the chapter is about a kind of defense."""
@@ -81,13 +79,11 @@ class Slices(Strict):
     runs: Literal["narrow", "benign", "grpo"]
     by: Annotated[tuple[Literal["dataset", "setting", "method", "seed"], ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _can_be_cut(self) -> Slices:
+    def _mistakes(self) -> Iterator[str]:
         wrong = [part for part in self.by if part not in BY[self.runs]]
         if wrong:
-            raise ValueError(f"the runs '{self.runs}' cannot be sliced by {wrong[0]}; expected some of "
-                             f"{', '.join(BY[self.runs])}")
-        return self
+            yield (f"the runs '{self.runs}' cannot be sliced by {wrong[0]}; expected some of "
+                   f"{', '.join(BY[self.runs])}")
 
 
 class Chapter(Strict):
