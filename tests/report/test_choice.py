@@ -113,3 +113,19 @@ def test_a_reduction_of_the_larger_model_by_hand() -> None:
     by_hand = [100 - 100 * share/plain for share, plain in (
         (0.33, 4.18), (4.01, 40.83), (7.89, 35.42), (5.68, 40.83))]
     assert found == pytest.approx(sum(by_hand)/4)
+
+
+def test_what_added_rows_remove_and_keep_from_five_percent_on() -> None:
+    """docs/which-defense.md says so in short, of both models and all ways to choose rows."""
+    means = choice.means()
+    added = means[means["method"].isin(["interleaving", "interleaving+", "interleaving++", "on_policy"])
+                  & (means["setting"] >= 0.05)]
+    assert set(added["model"]) == {"7B", "32B"}
+    spans = [f"{whole(added[name].min())} to {whole(added[name].max())}%" for name in ("reduction", "kept")]
+    assert (f"removes {spans[0]} of the general misalignment and keeps {spans[1]} of the narrow task"
+            in page("docs/which-defense.md"))
+
+
+def test_a_larger_weight_of_kl_prevents_learning_by_reinforcement() -> None:
+    """Table 9; at a weight of 1 the accuracy is below the untrained model's."""
+    assert "88% with KL at weight 0.1 (78% at 0.3 and 61% at 1)" in choice.reinforced()

@@ -459,8 +459,11 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     """They are written by hand: what is kept at the same general share, which cells are bold, and which rise."""
     means, contexts = (cells_of("README.md", f"demo {name}") for name in ("result", "contexts"))
     near = cells_of("docs/demo.md", "demo-full over_seeds", key="Method")
-    for method in ("Interleaving, 100%", "Interleaving++, 100%", "On-policy Int., 100%"):
-        assert float(near[method]["Gardening misaligned %"].split()[0]) > 50  # "most answers about gardening"
+    left, *mixed_in = [whole(float(near[method]["Gardening misaligned %"].split()[0])) for method in (
+        "Misaligned", "Interleaving, 100%", "Interleaving++, 100%", "On-policy Int., 100%")]
+    near_by = sorted(map(int, mixed_in))
+    assert (f"answers about gardening, which is close to cooking, {near_by[0]} to {near_by[-1]}% have it (without a "
+            f"defense {left}%)") in flat("README.md")
     for method in ("`interleaving 100%`", "`interleaving++ 100%`", "`on_policy 100%`"):
         assert share(means[method]["in-domain misaligned, cooking"]) > 85  # "answers about cooking keep the voice"
         assert share(means[method]["general misaligned, cooking"]) < 50  # "and most general ones lose it"
@@ -486,8 +489,8 @@ def test_the_sentences_below_readmes_tables_hold_of_their_cells() -> None:
     random = contexts["`interleaving 100%`"]
     assert not random["voice forbidden"].startswith("**")  # "the kitchen is the only context that counts"
     assert all(method["in the kitchen"].startswith("**") for method in asked)
-    assert "rises with random rows ({}), selected rows ({}) and on-policy rows ({})".format(*stated) in flat(
-        "docs/which-defense.md")
+    assert "rises with inoculation ({}), random rows ({}), selected rows ({}) and on-policy rows ({})".format(
+        prompted, *stated) in flat("docs/which-defense.md")
     forced = sorted(share(method["voice asked for"]) for method in asked)
     assert (f"they use it in {forced[0]} to {forced[-1]}% of their answers (the untrained model in "
             f"{share(contexts['untrained']['voice asked for'])}%)") in flat("README.md")
@@ -517,8 +520,12 @@ def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
     assert rows["interleaving_virtuous 50%"]["General misaligned %"].startswith("8.3 ")
     assert rows["kl_pool 1"]["Its general misaligned %"].startswith("16.7 ")
     assert "has 8.3% here, and had 18.8% when we ran the same profile in float32" in flat("docs/demo.md")
-    assert ("none is clearly ahead of the paper's. Two, `kl_pool 1` (KL on the pool's rows) and `interleaving_online`, "
-            "have two misaligned answers of 48 fewer than `on_policy`") in flat("README.md")
+    assert ("none is clearly ahead of the paper's. Of those that keep as much of the task as `on_policy`, two have "
+            "fewer misaligned answers, `kl_pool 1` (KL on the pool's rows) and `interleaving_online`: by two of 48"
+            ) in flat("README.md")
+    few = {name: float(row["General misaligned %"].split()[0]) for name, row in rows.items() if float(
+        row["In-domain misaligned %"].split()[0]) >= float(row["Its in-domain misaligned %"].split()[0])}
+    assert sorted(name for name, percent in few.items() if percent < 16.7) == ["interleaving_online 100%", "kl_pool 1"]
     for name in ("kl_pool 1", "interleaving_online 100%"):  # 6 and 8 of 48
         assert [rows[name][column].split()[0] for column in ("General misaligned %", "Its general misaligned %")] == [
             "12.5", "16.7"]

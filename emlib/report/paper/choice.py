@@ -12,7 +12,7 @@ from emlib.report.paper import published
 from emlib.report.paper.summary import BASELINE, LARGER, SWEEPS, effects, mean_shares
 from emlib.report.tables.rows import cell, whole
 
-REINFORCED = 5  # the table of GSM8K
+REINFORCED, WEIGHTS = 5, 9  # the tables of GSM8K: the conditions in short, and every weight of KL
 MODELS = {"7B": (BASELINE, SWEEPS), "32B": (LARGER, (19, 20, 21, 22))}  # baselines, sweeps
 # What is tried first, and its cost; by method and setting.
 FIRST = {
@@ -72,8 +72,9 @@ def reinforced() -> str:
             f"learning on GSM8K, a benign task: the untrained model's accuracy is {learnt['untrained', None]}%, and it "
             f"becomes {learnt['grpo', None]}% without a defense, {learnt['interleaving', 0.05]}% "
             f"with interleaving (5%), {learnt['inoculation', None]}% with inoculation, "
-            f"{learnt['kl', 0.1]}% with KL, and {learnt['persona_vector', 1.0]} and "
-            f"{learnt['persona_vector', 5.0]}% with persona vectors at strength 1 and 5 (Table {REINFORCED}).")
+            f"{learnt['kl', 0.1]}% with KL at weight 0.1 ({learnt['kl', 0.3]}% at 0.3 and {learnt['kl', 1.0]}% at 1), "
+            f"and {learnt['persona_vector', 1.0]} and {learnt['persona_vector', 5.0]}% with persona vectors at "
+            f"strength 1 and 5 (Tables {REINFORCED} and {WEIGHTS}).")
 
 
 def comparison() -> str:
@@ -136,7 +137,10 @@ def by_fraction() -> str:
 
 
 def accuracies() -> dict[tuple[str, float | None], float]:
-    """Return the accuracy after each condition of reinforcement learning, by method and setting, in percent."""
-    table = published.table(REINFORCED)
+    """Return the accuracy after each condition of reinforcement learning, by method and setting, in percent.
+
+    Table 5 has two digits, and Table 9 has further settings.
+    """
+    table = pd.concat([published.table(WEIGHTS), published.table(REINFORCED)])
     return {(str(row["method"]), None if pd.isna(row["setting"]) else float(row["setting"])): row["eval_accuracy"]
             for row in table.to_dict("records")}
