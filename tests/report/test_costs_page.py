@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from emlib.config import load_profile
+from emlib.core import paths
 from emlib.report import costs_page
 from emlib.report.estimate import Estimate
 from emlib.study.plan.memory import MARGIN, cache_memory, loaded_memory, training_memory
@@ -34,6 +35,17 @@ def test_the_hours_of_the_page_are_those_of_the_plan() -> None:
     sums = Estimate(open_study("table2-7b")).sums().iloc[0]
     assert row["GPU-hours in all"] == f"{sums['GPU-hours']:,.0f}"
     assert row["judge $"] == f"{sums['price $']:,.0f}"
+
+
+def test_the_pages_state_how_many_runs_and_requests_there_are() -> None:
+    """A judge without log-probabilities is asked ten times for each score."""
+    study = open_study("grpo-3b")
+    trained = [run.method != "untrained" for run in study.runs("grpo")]
+    assert (sum(trained), len(trained) - sum(trained), len(study.runs())) == (36, 3, 1)
+    assert "The 40 runs of `grpo-3b` are 36 trainings, three evaluations" in costs_page.PAGE.read_text(encoding="utf-8")
+    once = costs_page.costs().set_index("profile").loc["table2-7b", "judge requests"]
+    page = " ".join((paths.ROOT / "docs" / "judges-and-rubrics.md").read_text(encoding="utf-8").split())
+    assert f"`table2-7b` takes {10 * int(once.replace(',', '')):,} requests, and {once} with OpenAI" in page
 
 
 def test_the_memory_of_seven_billion_parameters_by_hand() -> None:
