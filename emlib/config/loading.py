@@ -179,8 +179,8 @@ def _extended(path: Path, below: tuple[Path, ...] = ()) -> Any:
         return data
     if data.get("name") != paths.stated_name(path):  # the Makefile reads the file line by line, and would not find it
         raise ProfileError(f"{path}: 'name' is {shortened(repr(data.get('name')))}, which cannot name a folder of "
-                           f"results. Expected {ALLOWED}, on a separate line that begins with the key, such as name: "
-                           "my_study")
+                           f"results. Expected {ALLOWED}; in quotes what YAML reads as a number or a truth value; on a "
+                           "separate line that begins with the key, such as name: my_study")
     if below:
         data.pop("name", None)
     if "extends" not in data:

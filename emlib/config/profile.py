@@ -98,8 +98,8 @@ class Profile(Strict):
     def _is_free(cls, name: str | None) -> str | None:
         if name is not None and "+" in name:
             raise ValueError("'+' stands between the name of a study and its overrides; choose another name")
-        if name in (paths.STORE, paths.LABELS):
-            raise ValueError(f"the folder runs/{name} is that of all studies; choose another name")
+        if name is not None and (reason := paths.reserved(name)):
+            raise ValueError(f"{reason}; choose another name")
         return name
 
     @field_validator("methods")

@@ -21,7 +21,7 @@ VARIABLES = ("EMLIB_RUNS_DIR", "EMLIB_CACHE_DIR", "EMLIB_DATA_DIR")  # of the en
 YAML = (".yaml", ".yml")  # the endings of YAML files; a profile, a trait or a rubric with one is a path, else a name
 
 # The name that a profile gives itself, on a separate line, so that it is read without a YAML library.
-STATED_NAME = re.compile(r"^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.-]*)\1[ \t]*(?:#.*)?$", re.MULTILINE)
+STATED_NAME = re.compile(r"^name:[ \t]*(['\"]?)([A-Za-z0-9][A-Za-z0-9_.+-]*)\1[ \t]*(?:#.*)?$", re.MULTILINE)
 
 
 def stated_name(path: Path) -> str | None:
@@ -60,12 +60,15 @@ def study_name(profile: str) -> str:
     from emlib.core.names import ALLOWED, is_name
 
     name = folder_name(profile)
-    if not is_name(name) or name in (STORE, LABELS):
-        reason = f"the folder runs/{name} is that of all studies" if name in (STORE, LABELS) else (
-            f"a name is made of {ALLOWED}")
+    if reason := reserved(name) or (None if is_name(name) else f"a name is made of {ALLOWED}"):
         raise ProfileError(f"{shortened(profile, 300)}: '{shortened(name)}' cannot name a folder of results: {reason}. "
                            "Rename the file, or give it a line such as name: my_study")
     return name
+
+
+def reserved(name: str) -> str | None:
+    """Return why no study may have a name; None if it may."""
+    return f"the folder runs/{name} is that of all studies" if name in (STORE, LABELS) else None
 
 
 def folder_name(profile: str) -> str:

@@ -288,6 +288,18 @@ def test_a_mistake_in_a_profile_that_extends_another_is_named(tmp_path: Path, yo
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize(("line", "words"), [
+    ("name: a+b", r"'\+' stands between the name of a study and its overrides; choose another"),
+    ("name: 123", "'name' is 123, which .* in quotes what YAML reads as a number"),
+    ("name: store", "the folder runs/store is that of all studies; choose another"),
+    ("{name: mine, extends: tiny}", "'name' is 'mine', which .* on a separate line")])
+def test_a_name_that_no_study_can_have_is_refused_with_its_reason(line: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(line if "extends" in line else f"{line}\nextends: tiny\n", encoding="utf-8")
+    with pytest.raises(ProfileError, match=words):
+        load_profile(str(path))
+
+
 def test_an_unknown_profile_gets_the_nearest_and_all_names() -> None:
     with pytest.raises(ProfileError) as caught:
         load_profile("dmeo")
