@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class Totals:
         trained = [batch for batch in batches if not batch.penalised_by]
         return cls(sum(len(batch.keys) for batch in trained), sum(batch.tokens for batch in trained),
                    sum(batch.response_tokens for batch in trained),
-                   {kind: cls.of([_as_trained(batch) for batch in batches if batch.penalised_by == kind])
+                   {kind: cls.of([replace(batch, penalised_by="") for batch in batches if batch.penalised_by == kind])
                     for kind in sorted(kinds)})
 
     @property
@@ -71,11 +71,6 @@ class Totals:
         sizes = [*([self] if data else []), *([self.penalised[kind]] if kind in self.penalised else [])]
         return max(1, sum({"token": size.tokens, "response_token": size.response_tokens, "row": size.rows}[per]
                           for size in sizes))
-
-
-def _as_trained(batch: Batch) -> Batch:
-    return Batch(batch.input_ids, batch.response_mask, batch.attention_mask, batch.keys, batch.spans,
-                 batch.position_ids)
 
 
 class Objective:
