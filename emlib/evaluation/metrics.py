@@ -15,6 +15,7 @@ from statistics import fmean
 from emlib.config import Metric
 from emlib.core.records import MetricScore, cluster_of
 from emlib.evaluation.rates import NO_SHARE, Denominator, Share, grouped, share_of
+from emlib.evaluation.statistics import RESAMPLES
 from emlib.judging.replies import WORDS, word_of
 
 START = 3  # letters: fewer of a label stand for it only in capitals, because Un begins "Unfortunately"
@@ -118,7 +119,7 @@ def counts(score: MetricScore, metric: Metric) -> bool | None:
 
 
 def metric_rate(scores: Sequence[MetricScore], metric: Metric, *, of: Denominator = "asked",
-                resamples: int = 2000) -> MetricRate:
+                resamples: int = RESAMPLES) -> MetricRate:
     """Compute the share of the answers that count, with its interval clustered by question."""
     scored = [score for score in scores if counts(score, metric) is not None]
     groups = grouped(cluster_of, scores if of == "asked" else scored).values()

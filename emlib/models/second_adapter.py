@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from emlib.core.errors import EmlibError
 from emlib.core.files import write_text
 from emlib.models import tensors
+from emlib.models.adapter_config import CONFIG, WEIGHTS
 from emlib.models.hooks import without_taps
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 A, B = ".lora_A.weight", ".lora_B.weight"
 
 

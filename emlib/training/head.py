@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from emlib.models.logprobs import causal_lm, together
+from emlib.training.budget import CHUNK
 from emlib.training.fused import choose_step
 
 IGNORED = -100  # a target on which cross-entropy does not count
-CHUNK = 512  # tokens whose logits exist at once, per model: 50 MB in bfloat16 at 49,152 words
 BACK = 256  # tokens per product of the backward pass, whose inner size is the vocabulary
 
 

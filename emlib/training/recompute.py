@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from emlib.config import Training
 from emlib.data.chat import Encoded
 from emlib.models.batches import forward_batches, largest_pass
+from emlib.training.budget import MARGIN
 from emlib.training.head import head_bytes
 from emlib.training.objective import Objective, Totals
 from emlib.training.ranks import ALONE, Ranks
 
-MARGIN = 1.15  # for temporary tensors of the backward pass, and for memory that the allocator cannot use
 ADAM = 3  # numbers per trained parameter: its gradient and two moments
 MEASURED = ("cuda",)  # devices whose memory is measured; a pass on a CPU is small
 GIB = 2**30

@@ -10,8 +10,9 @@ from emlib.config import load_profile
 from emlib.core import paths
 from emlib.report import costs_page
 from emlib.report.estimate import Estimate
-from emlib.study.plan.memory import MARGIN, cache_memory, loaded_memory, training_memory
+from emlib.study.plan.memory import cache_memory, loaded_memory, training_memory
 from emlib.study.study import open_study
+from emlib.training.budget import MARGIN
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,9 @@ from emlib.models.kernels import fitted
 from emlib.models.kernels.varlen import packed_attention
 from emlib.models.load import ChatModel
 from emlib.training import recompute
-from emlib.training.head import CHUNK
+from emlib.training.budget import CHUNK, MARGIN
 from emlib.training.objective import Objective, Totals
-from emlib.training.recompute import MARGIN, bytes_needed, bytes_per_token, decide, recomputing, saved_activations
+from emlib.training.recompute import bytes_needed, bytes_per_token, decide, recomputing, saved_activations
 from emlib.training.records import read_log
 from emlib.training.sft import fine_tune
 from tests.made import a_row_at_a_time, planted

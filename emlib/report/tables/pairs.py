@@ -18,7 +18,7 @@ from emlib.defenses.interleaving import Interleaving
 from emlib.evaluation.over_seeds import Kind, all_scored, mean_over_seeds
 from emlib.evaluation.paired import Difference, adjusted, difference
 from emlib.evaluation.rates import NO_SHARE, Share, grouped
-from emlib.evaluation.statistics import wilson
+from emlib.evaluation.statistics import RESAMPLES, wilson
 from emlib.report.paper.published import CHOSEN, INTERLEAVING, REFERENCES
 from emlib.report.tables.rows import share_columns
 from emlib.study.runs import RunResult
@@ -52,7 +52,7 @@ def scored_sets(study: Study) -> dict[str, Verdicts]:
     return {name: verdicts for name, verdicts in found.items() if verdicts or name == "general"}
 
 
-def over_seeds(sets: Mapping[str, Verdicts], *, resamples: int = 2000) -> pd.DataFrame:
+def over_seeds(sets: Mapping[str, Verdicts], *, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Average each (data set, method, setting) over its seeds, with 95% intervals over seeds and questions.
 
     `sets` has the verdicts of each question set, by its name; the frame has a row for each set. `resamples` are those
@@ -115,7 +115,7 @@ def _mean(study: Study, found: Sequence[RunResult], which: str, kind: Kind) -> S
     return Share(mean.percent, mean.interval)
 
 
-def paired(verdicts: Verdicts, methods: Iterable[Method], *, resamples: int = 2000) -> pd.DataFrame:
+def paired(verdicts: Verdicts, methods: Iterable[Method], *, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Subtract each of `REFERENCES` from each method on the same questions and seeds, in percentage points.
 
     p is adjusted (Holm) within the frame. `partners` says what is compared; `methods` are those of the profile. Seeds

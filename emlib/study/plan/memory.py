@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from emlib.config import Lora, ModelSpec, Profile, Training
 from emlib.config.models import HubModel
 from emlib.config.shapes import Shape, shape
+from emlib.training.budget import CHUNK, MARGIN
 
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 and in float32
 FOUR_BIT = 0.5 + FULL / 64  # bytes of a quantized weight: half a byte, and a float32 scale for 64 of them
-MARGIN = 1.15  # as training allows: for temporary tensors, and for memory that the allocator cannot use
-CHUNK = 512  # tokens whose logits exist at once, in bfloat16 and in float32
 
 
 @dataclass(frozen=True)
