@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -89,7 +90,7 @@ class Training(Strict):
 
     def plain_steps(self, rows: int) -> int:
         """Return the number of steps of plain fine-tuning on so many rows; each epoch's last one may be smaller."""
-        return self.epochs * -(-rows // self.rows_per_step)
+        return self.epochs * ceil(rows / self.rows_per_step)
 
     @property
     def rows_per_step(self) -> int:

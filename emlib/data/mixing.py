@@ -8,6 +8,7 @@ The fine-tuning rows keep the order that they have without interleaving.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import TypeVar
 
 from emlib.core.errors import DataError
@@ -62,7 +63,7 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, seed: int, added: int
     many epochs as that takes.
     """
     if steps is not None:
-        epochs = -(-steps // max(1, -(-(rows + added) // rows_per_step)))
+        epochs = ceil(steps / max(1, ceil((rows + added) / rows_per_step)))
     plan = []
     for epoch in range(epochs):
         order = generator(seed, "order", epoch).permutation(rows).tolist()

@@ -92,7 +92,7 @@ def epoch_tokens(spec: TrainingSpec, inputs: Iterable[Step], sizes: Sizes) -> in
 
 
 def _epochs(spec: TrainingSpec, inputs: Sequence[Step], sizes: Sizes) -> float:
-    """Estimate the number of epochs, where the number of steps is given."""
+    """Return the number of epochs: the profile's, or as many as `spec.steps` optimizer steps take."""
     if spec.steps is None:
         return spec.training.epochs
     return spec.steps * spec.training.rows_per_step / max(1, sum(size.rows for size in _parts(spec, inputs, sizes)))

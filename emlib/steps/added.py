@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any, ClassVar
 
 from emlib.config import Sampling
@@ -64,7 +65,7 @@ class OwnAnswers(AdapterStep):
     def cost(self, sizes: Sizes) -> Work:
         """Estimate the work of sampling the wanted answers in whole batches, if all answers are usable."""
         pool, size = self.selection.pool.size(sizes), self.sampling.batch_rows
-        answers = min(-(-self.wanted(sizes) // size) * size, pool.rows)
+        answers = min(ceil(self.wanted(sizes) / size) * size, pool.rows)
         written = answers * self.sampling.max_new_tokens
         sampled = Work(read=answers * likely_tokens(pool.prompt), write=written, disk=int(written * CHARACTERS_A_TOKEN))
         if self.against is None or self.against.assessment is None:
@@ -122,7 +123,7 @@ class CandidateRows(AddedRows):
     @property
     def least(self) -> int:
         """The fewest candidates: as many as are trained on between two scorings, so that none is repeated there."""
-        return -(-self.count * self.epochs // (self.rescored + 1))
+        return ceil(self.count * self.epochs / (self.rescored + 1))
 
     @property
     def settings(self) -> dict[str, Any]:

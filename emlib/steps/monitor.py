@@ -73,7 +73,7 @@ class Monitored:
 
     def cost(self, spec: TrainingSpec, sizes: Sizes) -> Work:
         """Estimate the forward passes of all readings, and the answers that are drawn."""
-        steps = spec.steps or -(-spec.rows.size(sizes).rows // spec.training.rows_per_step) * spec.training.epochs
+        steps = spec.steps or spec.training.plain_steps(spec.rows.size(sizes).rows)
         count = steps // self.settings.every + 2  # with the base model's, and that at the end
         drawn = self.settings.questions * self.settings.tokens if self.inputs.drawn else 0
         return Work(read=count * self.inputs.tokens(sizes), write=count * drawn)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def panels(count: int, size: tuple[float, float], around: tuple[float, float] = 
     By default they stand in one row. `grid` is the axis whose ticks have lines: "x", "both", or "" for none.
     """
     columns = min(columns or count, count)
-    rows = -(-count // columns)
+    rows = ceil(count / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(around[0] + size[0] * columns, around[1] + size[1] * rows),
                                 squeeze=False, **shared)
     figure.set_layout_engine("constrained", w_pad=MARGIN, h_pad=MARGIN / 2)

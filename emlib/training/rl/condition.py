@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -74,7 +75,7 @@ class Supervised:
 
     def _indices(self, number: int) -> list[int]:
         """Return the row indices of one step: passes through all rows, each in a new order."""
-        steps_per_pass = -(-len(self.rows) // self.rows_per_step)
+        steps_per_pass = ceil(len(self.rows) / self.rows_per_step)
         return plan_steps(len(self.rows), self.rows_per_step, number // steps_per_pass + 1, self.seed)[number]
 
 
