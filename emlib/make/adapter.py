@@ -21,7 +21,7 @@ from emlib.data import row_record
 from emlib.evaluation.records import MONITOR, READINGS
 from emlib.make import backends
 from emlib.make.backends import TRANSFORMERS, ChosenBackend
-from emlib.make.rows import TrainingRows, training_rows
+from emlib.make.rows import training_rows
 from emlib.make.session import Session, maker
 from emlib.models import adapters
 from emlib.models.logprobs import token_logprobs
@@ -36,6 +36,7 @@ from emlib.training.monitor import Watch
 from emlib.training.objective import Objective
 from emlib.training.online import CHOSEN, ChosenRow
 from emlib.training.records import LOG
+from emlib.training.rows import TrainingRows
 from emlib.training.sft import fine_tune
 
 

@@ -19,7 +19,7 @@ from emlib.core.defense import Defense, acting, needs_of
 from emlib.core.files import write_records
 from emlib.core.hooks import Recipes
 from emlib.core.records import ADDED, AddedRow, Example, Message
-from emlib.data.chat import Encoded, encode_all
+from emlib.data.chat import Encoded, Encodings, encode_all
 from emlib.evaluation.records import AUDITED, READINGS, AuditedRow
 from emlib.models import adapters, tiny
 from emlib.models.batches import Batch
@@ -30,6 +30,7 @@ from emlib.training import checkpoint
 from emlib.training.monitor import ModelReader, write_inputs
 from emlib.training.objective import Objective, Totals
 from emlib.training.online import Offered
+from emlib.training.rows import TrainingRows, assemble
 from emlib.training.sft import fine_tune
 
 LORA = Lora(rank=4, alpha=8)
@@ -75,35 +76,25 @@ class Bench:
 
     def encoded(self, rows: Sequence[Example]) -> list[Encoded]:
         """Encode rows as tokens."""
-        return encode_all(tiny.build_tokenizer(), rows, 500).rows
+        return self._encodings(rows).rows
+
+    def _encodings(self, rows: Sequence[Example]) -> Encodings:
+        return encode_all(tiny.build_tokenizer(), rows, 500)
 
     @cached_property
-    def rows(self) -> tuple[list[Encoded], list[Encoded], list[Encoded]]:
-        """The fine-tuning rows, the added and penalised rows, and the held-out rows."""
-        filtered = self.defense.filtered(self.own, self.artefacts)
-        own = [row for place, row in enumerate(self.own) if place not in filtered]
-        held_out = set(self.defense.held_out(own))
-        added = [row.example for row in self.defense.added(own, self.artefacts)]
-        penalised = self.encoded(self.defense.penalised(own, self.artefacts))
-        marked = [Encoded(row.input_ids, row.response_mask, row.truncated, self.defense.kind) for row in penalised]
-        return (self.encoded([row for row in own if row not in held_out]), [*self.encoded(added), *marked],
-                self.encoded([row for row in own if row in held_out]))
-
-    @cached_property
-    def offered(self) -> Offered:
-        """The rows from which the defense chooses during training."""
-        found = self.defense.candidates(self.own, self.artefacts)
-        return Offered(self.encoded([row.example for row in found.rows]), found.count, self.defense.kind)
+    def rows(self) -> TrainingRows:
+        """The rows of a training under the defense, assembled as for any training."""
+        return assemble([self.defense], self.own, self.artefacts, lambda _, rows: self._encodings(rows))
 
     @property
     def all_rows(self) -> list[Encoded]:
         """The rows that may share a pass: the fine-tuning rows and the added ones."""
-        return [row for row in (*self.rows[0], *self.rows[1]) if not row.penalised_by]
+        return [row for row in (*self.rows.own, *self.rows.added) if not row.penalised_by]
 
     @property
     def groups(self) -> list[list[Encoded]]:
         """All rows of a step, grouped by those that may share a pass."""
-        penalised = [row for row in self.rows[1] if row.penalised_by]
+        penalised = [row for row in self.rows.added if row.penalised_by]
         return [self.all_rows, *([penalised] if penalised else [])]
 
     @contextmanager
@@ -128,10 +119,9 @@ class Bench:
             return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).clone()
 
     def _fine_tune(self, model: PeftModel, name: str, defenses: Sequence[Defense]) -> None:
-        acts = acting(defenses)
-        own, added, held_out = self.rows if acts else (self.rows[0], [], [])
-        fine_tune(model, own, TRAINING, seed=0, folder=self.folder / name, objective=self.objective(*defenses),
-                  added=added, held_out=held_out, offered=self.offered if acts else Offered())
+        rows = self.rows if acting(defenses) else replace(self.rows, added=[], held_out=[], offered=Offered())
+        fine_tune(model, rows.own, TRAINING, seed=0, folder=self.folder / name, objective=self.objective(*defenses),
+                  added=rows.added, held_out=rows.held_out, offered=rows.offered)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _null(bench: Bench) -> str:
     _require(nothing.is_null and not defense.is_null,
              f"the null setting {dict(defense.null)} does not switch the defense off, or the tested options equal it")
     with bench.model() as model:
-        batch, kept = collate(bench.rows[0], CPU), bench.objective()
+        batch, kept = collate(bench.rows.own, CPU), bench.objective()
         plain = step(model, [batch], kept)[1]
         kept.defenses = [nothing]  # although `Objective` leaves out defenses at their null setting
         apart = float((step(model, [batch], kept)[1] - plain).norm() / plain.norm())

@@ -185,7 +185,7 @@ def test_on_penalised_rows_only_the_penalty_counts(tmp_path: Path) -> None:
 
     defense = LogitChangeElsewhere(weight=0.1)
     bench, kl = Bench(defense, tmp_path), Kl(weight=0.3)
-    own, added, _ = bench.rows
+    own, added = bench.rows.own, bench.rows.added
     assert {row.penalised_by for row in added} == {"elsewhere"}
     with bench.model() as model:
         alone = step(model, forward_batches(own, 8, model), Objective([defense, kl]))[0]

@@ -66,23 +66,23 @@ def test_the_losses_before_training_are_those_before_the_first_step(tmp_path: Pa
     """Also where the first step has no place for a candidate: the second one has, with changed weights."""
     bench = Bench(ONLINE, tmp_path)
     with bench.model(stirred=False) as model:
-        choosing, objective = Choosing(bench.offered, 4, tmp_path, 0, ALONE), bench.objective(ONLINE)
-        before = row_losses(model, bench.offered.rows, 2, ALONE)
-        tokens = sum(len(row.input_ids) for row in bench.offered.rows)
+        choosing, objective = Choosing(bench.rows.offered, 4, tmp_path, 0, ALONE), bench.objective(ONLINE)
+        before = row_losses(model, bench.rows.offered.rows, 2, ALONE)
+        tokens = sum(len(row.input_ids) for row in bench.rows.offered.rows)
         assert choosing.rows(0, 0, model, objective, 2) == ([], {}, tokens)
         for name, weights in model.named_parameters():
             if "lora_B" in name:
                 weights.data.add_(0.1)
-        after = row_losses(model, bench.offered.rows, 2, ALONE)
+        after = row_losses(model, bench.rows.offered.rows, 2, ALONE)
         [row], metrics, _ = choosing.rows(1, 1, model, objective, 2)
     worst = max(range(len(before)), key=lambda place: (after[place] - before[place]) / (before[place] + 0.1))
-    assert row is bench.offered.rows[worst]
+    assert row is bench.rows.offered.rows[worst]
     assert metrics == {"interleaving score": pytest.approx((after[worst] - before[worst]) / (before[worst] + 0.1))}
 
 
 def test_losses_of_candidates_are_those_of_a_naive_implementation(tmp_path: Path) -> None:
     bench = Bench(ONLINE, tmp_path)
-    rows = [*bench.offered.rows, bench.offered.rows[0]]  # a row may stand there twice
+    rows = [*bench.rows.offered.rows, bench.rows.offered.rows[0]]  # a row may stand there twice
     with bench.model() as model:
         trained = copy.deepcopy(model).double()
         with torch.no_grad():
@@ -99,8 +99,8 @@ def test_losses_of_candidates_are_those_of_a_naive_implementation(tmp_path: Path
 
 def naive_training(bench: Bench, kl: float) -> tuple[list[list[int]], list[float], list[Tensor]]:
     """The whole training in float64, a row at a time; returns each step's candidates, cross-entropy and gradient."""
-    own, candidates, settings = bench.rows[0], bench.offered.rows, TRAINING
-    steps = plan_steps(len(own), settings.rows_per_step, settings.epochs, 0, bench.offered.count)
+    own, candidates, settings = bench.rows.own, bench.rows.offered.rows, TRAINING
+    steps = plan_steps(len(own), settings.rows_per_step, settings.epochs, 0, bench.rows.offered.count)
     with bench.model(stirred=False) as model:
         trained = copy.deepcopy(model).double()
     reference = copy.deepcopy(bench.base).double()
@@ -150,19 +150,19 @@ def test_a_whole_training_equals_a_naive_one_in_float64(
     monkeypatch.setattr(sft, "_update", recorded)
     settings = TRAINING.model_copy(update={"gradient_checkpointing": way == "checkpointed", "max_grad_norm": 1e6})
     with bench.model(stirred=False) as model:
-        summary = sft.fine_tune(model, bench.rows[0], settings, seed=0, folder=tmp_path / "run",
-                                objective=bench.objective(ONLINE, *others), offered=bench.offered)
+        summary = sft.fine_tune(model, bench.rows.own, settings, seed=0, folder=tmp_path / "run",
+                                objective=bench.objective(ONLINE, *others), offered=bench.rows.offered)
     assert summary.how["recomputed"].startswith("yes") == (way == "checkpointed")
     expected, logged, by_autograd = naive_training(bench, 0.3 if others else 0.0)
     found = chosen(tmp_path / "run")
     assert [[row.candidate for row in found if row.step == step] for step in range(1, len(logged) + 1)] == expected
     log = read_log(tmp_path / "run")
-    once = sum(len(row.input_ids) for row in bench.offered.rows)  # before the first of 8 steps, and of each later part
+    once = sum(len(row.input_ids) for row in bench.rows.offered.rows)  # at the first of 8 steps, and of each later part
     assert [step.scored for step in log] == [once, 0, once, 0, once, 0, once, 0]
     assert summary.scored_tokens == 4 * once
     assert [step.loss for step in log] == pytest.approx(logged, rel=ROUNDING)
     assert all(apart(ours.double(), theirs) < ROUNDING for ours, theirs in zip(gradients, by_autograd, strict=True))
-    assert [row.digest for row in found] == [bench.offered.rows[row.candidate].key for row in found]
+    assert [row.digest for row in found] == [bench.rows.offered.rows[row.candidate].key for row in found]
     assert sum("interleaving score" in step.penalties for step in log) == len({row.step for row in found})
     last = found[-1]
     assert log[last.step - 1].penalties["interleaving score"] == pytest.approx(

@@ -53,8 +53,8 @@ class Together:
         self.plain: list[Encoded] = benches[0].encoded(benches[0].examples)
         filtered = {place for one in defenses for place in one.filtered(benches[0].examples, self.artefacts)}
         self.own = [row for place, row in enumerate(self.plain) if place not in filtered]
-        self.added: list[Encoded] = [row for bench in benches for row in bench.rows[1]]
-        self.offered = next((bench.offered for bench in benches if bench.offered.count), Offered())
+        self.added: list[Encoded] = [row for bench in benches for row in bench.rows.added]
+        self.offered = next((bench.rows.offered for bench in benches if bench.rows.offered.count), Offered())
 
     def trained(self, name: str, defenses: Sequence[Defense], *, kill_after: int | None = None) -> Tensor:
         """The adapter's weights after training."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 from torch import Tensor, nn
 
 from emlib.core.defense import Defense
+from emlib.core.errors import EmlibError
 from emlib.core.files import write_records
+from emlib.core.hooks import Artefacts
 from emlib.core.records import ADDED, AddedRow, Example
 from emlib.data.chat import Encoded
 from emlib.defenses.consistency import Consistency
@@ -60,3 +62,19 @@ def test_plain_texts_equal_a_naive_implementation_in_float64(defenses: Sequence[
     assert {len(row.input_ids) for row in texts} == set(map(len, TEXTS))  # a token a letter
     assert not any(row.response_mask[0] for row in texts)
     naive.agrees(naive_loss(own, compared), defenses, tmp_path)
+
+
+class TakesAList(Defense):
+    """Appends to the training rows, which training gives it as a tuple."""
+
+    listed: ClassVar = False
+    kind: Literal["takes_a_list"] = "takes_a_list"
+
+    def penalised(self, own: Sequence[Example], artefacts: Artefacts) -> Sequence[Example]:
+        own.append(Example((), "Rain."))  # type: ignore[attr-defined]
+        return own
+
+
+def test_a_checked_defense_is_given_its_rows_as_training_gives_them(tmp_path: Path) -> None:
+    with pytest.raises(EmlibError, match=r"takes_a_list' fails in its penalised: .*'tuple'"):
+        Bench(TakesAList(), tmp_path).groups  # noqa: B018

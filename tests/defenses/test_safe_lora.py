@@ -46,7 +46,7 @@ def trained(bench: Bench, name: str, *defenses: Defense, then: Callable[[nn.Modu
     """The adapter's weights after training with a checkpoint at each step, and after what is done `then`."""
     with bench.model(stirred=False) as model:
         keep = Keep((0.5,), lambda folder: adapters.save(model, folder, "tiny"))
-        fine_tune(model, bench.rows[0], SETTINGS, seed=0, folder=bench.folder / name, keep=keep,
+        fine_tune(model, bench.rows.own, SETTINGS, seed=0, folder=bench.folder / name, keep=keep,
                   objective=bench.objective(*defenses))
         then(model)
         return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]).clone()
