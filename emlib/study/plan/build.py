@@ -124,36 +124,67 @@ def plan(study: Study) -> Plan:
     Raises:
         EmlibError: a file that is read for its size cannot be used, or a trait has too few questions for its vectors.
     """
-    sizes, done, lacking = Sizes(), finished(study), Lacking(study.store)
-    goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
-    owners = Counter(step for steps in goals.values() for step in steps)
-    pieces = {run: [piece for step in closure([*steps, *_monitored(steps)]) if owners[step] != 1
-                    for piece in _pieces(step, step.cost(sizes), sizes)] for run, steps in goals.items()}
-    left = {run: [] if run in done else lacking.of(study.wanted_steps(run)) for run in goals}
-    counted = _counted_in(left, {step: run for run, steps in goals.items() for step in steps if owners[step] == 1})
-    runs = tuple(PlannedRun(run, total(step.cost(sizes) for step in steps if owners[step] == 1),
-                            total(lacking.cost(step, sizes) for step in left[run] if counted.get(step) == run),
-                            tuple(dict.fromkeys(title for title, _ in pieces[run])), not left[run],
-                            lacking.unknown.isdisjoint(left[run]))
-                 for run, steps in goals.items())
-    works = _longest(piece for some in pieces.values() for piece in some)
-    rest = _longest(piece for steps in left.values() for step in steps if owners[step] != 1
-                    for piece in _pieces(step, lacking.cost(step, sizes), sizes))
-    of_notebooks = _of_notebooks(study, tuple(works))
-    _refuse_few_pairs([*(step for steps in goals.values() for step in steps), *of_notebooks])
-    for step in of_notebooks:
-        works[step.title] = works.get(step.title, Work()) + step.cost(sizes)
-        if set(goals) - done and step in lacking.of([step]):
-            rest[step.title] = rest.get(step.title, Work()) + step.cost(sizes)
-    return Plan(runs, tuple(Shared(title, work, rest.get(title, Work()), sum(title in run.uses for run in runs))
-                            for title, work in works.items()), tuple(sorted(sizes.assumed)))
+    planning = _Planning(study)
+    planning.refuse_few_pairs()
+    runs, shared = tuple(map(planning.planned, planning.goals)), planning.shared()
+    return Plan(runs, shared, tuple(sorted(planning.sizes.assumed)))
 
 
-def _refuse_few_pairs(steps: Sequence[Step]) -> None:
-    """Refuse persona vectors of which it is known before any answer that they are of too few pairs."""
-    for step in closure([*steps, *_monitored(steps)]):
-        if isinstance(step, PersonaVectors):
-            step.refuse_few_asked()
+class _Planning:
+    """The steps of every run of a study; a step that is made for one run alone is counted with it, others once."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.sizes, self.lacking = study, Sizes(), Lacking(study.store)
+        self.done = finished(study)
+        self.goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
+        self.owners = Counter(step for steps in self.goals.values() for step in steps)
+        self.left = {run: [] if run in self.done else self.lacking.of(study.wanted_steps(run)) for run in self.goals}
+        self.counted = _counted_in(self.left, {step: run for run, steps in self.goals.items() for step in steps
+                                               if self._is_of_one(step)})
+        self.pieces = {run: list(self._shared_by(run)) for run in self.goals}
+        self.works = _longest(piece for pieces in self.pieces.values() for piece in pieces)
+        self.of_notebooks = _of_notebooks(study, tuple(self.works))
+
+    def planned(self, run: Run) -> PlannedRun:
+        """Return a run with the work that is counted with it."""
+        left = self.left[run]
+        return PlannedRun(
+            run, work=total(step.cost(self.sizes) for step in self.goals[run] if self._is_of_one(step)),
+            left=total(self.lacking.cost(step, self.sizes) for step in left if self.counted.get(step) == run),
+            uses=tuple(dict.fromkeys(title for title, _ in self.pieces[run])),
+            done=not left, known=self.lacking.unknown.isdisjoint(left))
+
+    def shared(self) -> tuple[Shared, ...]:
+        """Return the work that is not counted with a run, by its title: that of shared steps and of notebooks."""
+        works, left = dict(self.works), self._left_of_shared()
+        for step in self.of_notebooks:
+            works[step.title] = works.get(step.title, Work()) + step.cost(self.sizes)
+            if set(self.goals) - self.done and step in self.lacking.of([step]):
+                left[step.title] = left.get(step.title, Work()) + step.cost(self.sizes)
+        users = Counter(title for pieces in self.pieces.values() for title in dict(pieces))
+        return tuple(Shared(title, work, left.get(title, Work()), users[title]) for title, work in works.items())
+
+    def refuse_few_pairs(self) -> None:
+        """Refuse persona vectors of which it is known before any answer that they are of too few pairs."""
+        for step in _with_monitored([*self.owners, *self.of_notebooks]):
+            if isinstance(step, PersonaVectors):
+                step.refuse_few_asked()
+
+    def _is_of_one(self, step: Step) -> bool:
+        """Whether one run alone makes this step; an input of steps may be of none."""
+        return self.owners[step] == 1
+
+    def _shared_by(self, run: Run) -> Iterator[tuple[str, Work]]:
+        """Yield the work of the shared steps that a run needs."""
+        for step in _with_monitored(self.goals[run]):
+            if not self._is_of_one(step):
+                yield from _pieces(step, step.cost(self.sizes), self.sizes)
+
+    def _left_of_shared(self) -> dict[str, Work]:
+        """Return the work of the shared steps that are missing."""
+        missing = [step for steps in self.left.values() for step in steps if not self._is_of_one(step)]
+        return _longest(piece for step in missing
+                        for piece in _pieces(step, self.lacking.cost(step, self.sizes), self.sizes))
 
 
 def _counted_in(left: Mapping[Run, Sequence[Step]], owner: Mapping[Step, Run]) -> dict[Step, Run]:
@@ -182,9 +213,9 @@ def _pieces(step: Step, work: Work, sizes: Sizes) -> Iterator[tuple[str, Work]]:
         yield f"adapter of {step.title}" if isinstance(step, Adapter) else step.title, work
 
 
-def _monitored(steps: Iterable[Step]) -> list[Step]:
-    """Return what the monitors of these trainings read. It is made before them, and is no part of their keys."""
-    return [read for step in closure(steps) for read in _read_by_monitor(step)]
+def _with_monitored(steps: Sequence[Step]) -> Iterable[Step]:
+    """Return the steps and all that they need, with what monitors read, which is no part of a training's key."""
+    return closure([*steps, *(read for step in closure(steps) for read in _read_by_monitor(step))])
 
 
 def _read_by_monitor(step: Step) -> list[Step]:
@@ -219,14 +250,17 @@ def finished(study: Study) -> frozenset[Run]:
 
     A run with triggers, a trajectory or attacks must also be in the table of these, which notebooks 11 and 20 write.
     """
+    triggers, trajectory, persistence = (
+        _in_table(study, name) for name in ("triggers", "trajectory", "persistence"))
+
+    def in_tables(run: Run) -> bool:
+        task = study.task(run)
+        return not isinstance(task, NarrowTask) or ((run in triggers or not task.triggered(run))
+                                                    and (run in trajectory or not task.trajectory(run))
+                                                    and (run in persistence or not task.attacks(run)))
+
     found = {run for section in SECTIONS for run, _ in results.read(study.folder, study.profile, section)}
-    narrow = [run for run in found if isinstance(study.task(run), NarrowTask)]
-    for name, wanted in (("triggers", lambda run: study.narrow(run).triggered(run)),
-                         ("trajectory", lambda run: study.narrow(run).trajectory(run)),
-                         ("persistence", lambda run: study.narrow(run).attacks(run))):
-        there = _in_table(study, name)
-        found -= {run for run in narrow if wanted(run) and run not in there}
-    return frozenset(found)
+    return frozenset(filter(in_tables, found))
 
 
 def _in_table(study: Study, name: str) -> frozenset[Run]:
