@@ -75,10 +75,19 @@ def _mixed(ours: Side, theirs: Side) -> list[str]:
     new = [one for name, one in theirs.items() if name not in ours]
     here = _contents(ours, ours.values(), [one for name, one in ours.items() if name not in theirs], names)
     there = _contents(theirs, new, new, names)
-    equal = {(name, theirs[name].content): own.content for name, own in ours.items() if name in theirs}
-    return [f"{name}: ours {_told(name, here[name])}, theirs {_told(name, other)}." for name, said in there.items()
-            if (other := {content: one for content, one in said.items()
-                          if equal.get((name, content or ""), content) not in here.get(name, {content})})]
+
+    def is_here(name: str, content: str | None) -> bool:
+        """Whether ours are of this content, or of none that is known of."""
+        if name in ours and name in theirs and content == theirs[name].content:
+            content = ours[name].content
+        return name not in here or content in here[name]
+
+    lines = []
+    for name, said in there.items():
+        other = {content: one for content, one in said.items() if not is_here(name, content)}
+        if other:
+            lines.append(f"{name}: ours {_told(name, here[name])}, theirs {_told(name, other)}.")
+    return lines
 
 
 def _contents(side: Side, present: Iterable[Artefact], made: Iterable[Artefact], names: Mapping[str, str]) -> Said:
