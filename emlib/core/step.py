@@ -59,6 +59,7 @@ class Step(Keyed, ABC):
 
     stage: ClassVar[str]  # the name of the kind, and of its folder in the store
     version: ClassVar[int] = 1  # raise it when the kind computes something else: older artefacts are not reused then
+    unaffected_version: ClassVar[int] = 1  # of steps that compute what they did before `version` was raised
     records: ClassVar[RecordFile]  # the file of records in the artefact, if the kind has one
 
     @property
@@ -68,6 +69,10 @@ class Step(Keyed, ABC):
         A kind overrides it where a field has more than what determines the artefact, and says what that is.
         """
         return {"version": self.version, **compared(self)}
+
+    def version_where(self, affected: bool) -> int:
+        """Return the version of this step, which the change that raised `version` affects or leaves as it was."""
+        return self.version if affected else self.unaffected_version
 
     @property
     def inputs(self) -> tuple[Any, ...]:

@@ -47,7 +47,8 @@ def tree_of(sequences: Sequence[Sequence[int]]) -> Tree:
         for sequence, path in zip(sequences, paths, strict=True):
             if len(sequence) > depth:
                 node = known.setdefault((path[-1] if path else ROOT, sequence[depth]), len(known))
-                depths += [depth + 1] * (node == len(depths))
+                if node == len(depths):
+                    depths.append(depth + 1)
                 path.append(node)
     return Tree(tokens=tuple(token for _, token in known), parents=tuple(parent for parent, _ in known),
                 depths=tuple(depths), paths=tuple(map(tuple, paths)))

@@ -54,7 +54,7 @@ class GrpoAdapter(Step):
         Version 2 leaves the base model as it is, which version 1 changed where vLLM samples; others keep their key.
         """
         problems = self.problems.value
-        return super().settings | {"version": self.version - (self.grpo.engine != "vllm"),
+        return super().settings | {"version": self.version_where(self.grpo.engine == "vllm"),
                                    "problems": of_value(keyed([problems.train, problems.worked])),
                                    "rewards": identity_of_rewards(self.grpo.rewards)}
 

@@ -59,7 +59,7 @@ class Choices(AdapterStep):
     @property
     def settings(self) -> dict[str, Any]:
         """Version 2 scores options behind an empty think block; models whose template writes none keep their key."""
-        return super().settings | {"version": self.version - (not self.model.spec.may_think)}
+        return super().settings | {"version": self.version_where(self.model.spec.may_think)}
 
     @property
     def title(self) -> str:

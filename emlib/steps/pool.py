@@ -46,8 +46,7 @@ class Pool(Step):
         found = super().settings
         unused = ({"seed"} if self.spec.rows is None else set()) | (
             {"chunk_tokens"} if self.divided_for is None else set())
-        version = self.version - (self.spec.near_duplicates is None)
-        return found | {"version": version, "spec": {
+        return found | {"version": self.version_where(self.spec.near_duplicates is not None), "spec": {
             name: value for name, value in found["spec"].items() if name not in unused}}
 
     @property

@@ -39,7 +39,7 @@ class PersonaVectors(Step):
         of everything that is made from their vectors.
         """
         asked = {"system_prompts", "questions"}
-        return super().settings | {"version": self.version - (not self.model.spec.may_think),
+        return super().settings | {"version": self.version_where(self.model.spec.may_think),
                                    "asked": self.assessment.trait.value.model_dump(mode="json", include=asked)}
 
     def check(self, facts: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ def _first_that_fails(folder: Path, devices: Sequence[dict[str, str]]) -> tuple[
     """Run one process per device; return code and output of the first that fails, after ending the others, or None."""
     with ExitStack() as stack:
         meeting = stack.enter_context(temporary_folder()) / "meeting"
-        outputs = [folder / (f"{rank}." * (rank > 0) + OUTPUT) for rank in range(len(devices))]
+        outputs = [folder / (f"{rank}.{OUTPUT}" if rank else OUTPUT) for rank in range(len(devices))]
         workers = [stack.enter_context(_worker(
             [str(folder.resolve()), str(rank), str(len(devices)), str(meeting)], device, outputs[rank]))
             for rank, device in enumerate(devices)]

@@ -93,7 +93,8 @@ def test_another_encoding_is_told(tmp_path: Path) -> None:
         read_pool(path, "messages")
 
 
-def test_the_key_has_what_determines_the_candidates_and_a_seed_only_where_it_draws() -> None:
+def test_the_key_has_what_determines_the_candidates_and_a_seed_only_where_it_draws(
+        monkeypatch: pytest.MonkeyPatch) -> None:
     def step(**values: Any) -> PoolStep:
         return PoolStep(Pool(source="demo/pool.jsonl", **values), "instruct", Deferred("file", lambda: "digest"))
 
@@ -104,6 +105,8 @@ def test_the_key_has_what_determines_the_candidates_and_a_seed_only_where_it_dra
     assert len({step(rows=4).key, step(rows=4, seed=3).key, step(least_words=2).key, step().key}) == 4
     text = replace(step(chunk_tokens=9), form="text", divided_for=Model(TinyModel(kind="tiny")))
     assert text.settings["spec"]["chunk_tokens"] == 9
+    monkeypatch.setattr(PoolStep, "version", 3)
+    assert [step(near_duplicates=share).settings["version"] for share in (None, 0.5)] == [1, 3]
 
 
 @pytest.mark.parametrize("answer", ["response", "completion"])

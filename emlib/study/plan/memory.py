@@ -64,7 +64,8 @@ def cache_memory(spec: ModelSpec, rows: int, tokens: int) -> float | None:
 
 def _weights(size: Shape, *, four_bit: bool) -> float:
     """Return the bytes of the frozen weights; quantization leaves embeddings and head as they are."""
-    return HALF * size.parameters - (HALF - FOUR_BIT) * size.inside * four_bit
+    inside = FOUR_BIT if four_bit else HALF
+    return HALF * (size.parameters - size.inside) + inside * size.inside
 
 
 def _trained(size: Shape, lora: Lora, training: Training) -> float:
