@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from emlib.core.errors import EmlibError
 from emlib.models import tensors as files
 
 FILE = "checkpoint.safetensors"
+Line = TypeVar("Line")
 
 
 def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer,
@@ -24,6 +26,18 @@ def save(folder: Path, step: int, parameters: Mapping[str, nn.Parameter], optimi
         state = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer {index} {key}": torch.as_tensor(value) for key, value in state.items()}
     files.save(folder / FILE, tensors, {"step": step, "defenses": json.dumps(states or {})})
+
+
+def up_to(step: int, records: list[Line], folder: Path, what: str = "steps") -> list[Line]:
+    """Return the log's records up to a checkpoint after `step` steps; later ones are repeated, and were not read.
+
+    Raises:
+        EmlibError: the log has fewer.
+    """
+    if len(records) != step:
+        raise EmlibError(f"{folder}: the checkpoint holds {step} {what} and the log {len(records)}; they do not belong "
+                         "together. Delete this folder, and the run starts again.")
+    return records
 
 
 def states_of_defenses(folder: Path) -> dict[str, Any]:

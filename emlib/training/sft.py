@@ -106,7 +106,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
 def _resumed(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer,
              objective: Objective, ranks: Ranks) -> _Log:
     """Restore the last checkpoint of `folder`, and the defenses; return the log up to it, without later steps."""
-    log = _Log(folder / LOG, _records_until(checkpoint.restore(folder, parameters, optimizer), folder), ranks)
+    done = checkpoint.restore(folder, parameters, optimizer)
+    log = _Log(folder / LOG, checkpoint.up_to(done, read_log(folder, done), folder), ranks)
     restore(objective.defenses, checkpoint.states_of_defenses(folder))
     if ranks.first:
         write_records(log.path, log.records)
@@ -238,12 +239,3 @@ def _training_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.eval()
-
-
-def _records_until(step: int, folder: Path) -> list[StepRecord]:
-    """Read the log up to a checkpoint. Later steps are repeated, so their lines are dropped."""
-    records = read_log(folder, step)
-    if len(records) != step:
-        raise EmlibError(f"{folder}: the checkpoint holds {step} steps and the log {len(records)}; they do not belong "
-                         "together. Delete this folder, and the run starts again.")
-    return records

@@ -254,10 +254,8 @@ class _Run:
     def _records_until(self, done: int) -> tuple[list[RlStep], list[StepRecord]]:
         """Read both logs up to a checkpoint. Later steps are repeated, so their lines are dropped."""
         supervised = self.kinds[:self.places[done - 1]].count("supervised") if done else 0
-        steps, others = read_steps(self.folder, done), read_log(self.folder, supervised)
-        if (len(steps), len(others)) != (done, supervised):
-            raise EmlibError(f"{self.folder}: the checkpoint holds {done} RL steps and the log {len(steps)}; they do "
-                             "not belong together. Delete this folder, and the run starts again.")
+        steps = checkpoint.up_to(done, read_steps(self.folder, done), self.folder, "RL steps")
+        others = checkpoint.up_to(supervised, read_log(self.folder, supervised), self.folder, "supervised steps")
         write_records(self.folder / STEPS, steps)
         write_records(self.folder / LOG, others)
         kept = self.folder / COMPLETIONS

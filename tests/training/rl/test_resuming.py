@@ -16,9 +16,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from emlib.core.errors import EmlibError
 from emlib.evaluation.rewards import Rewards, Scored
 from emlib.models.adapters import new_lora
 from emlib.models.load import ChatModel
+from emlib.training.records import LOG
 from emlib.training.rl.records import STEPS, RlStep, best, read_steps, stretches
 from tests.training.rl.reinforcing import LORA, alternating, by_length, disturb, train, weights
 
@@ -149,3 +151,11 @@ def test_the_weights_left_are_the_best_and_no_others_are_kept(
     assert [path.name for path in tmp_path.glob("best-*")] == ["best-00002.safetensors"]
     saved = load_file(tmp_path / "best-00002.safetensors")
     assert all(torch.equal(saved[name], now) for name, now in weights(lora).items())
+
+
+def test_a_log_of_supervised_steps_that_lacks_some_is_told(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
+    condition = alternating(tiny, 0.5)
+    train(lora, tiny, tmp_path, condition=condition)
+    (tmp_path / LOG).unlink()
+    with pytest.raises(EmlibError, match="the checkpoint holds 2 supervised steps and the log 0;"):
+        train(lora, tiny, tmp_path, condition=condition)
