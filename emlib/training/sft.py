@@ -9,7 +9,6 @@ its number alone. Another processor adds numbers in another order.
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 import time
 from collections import Counter
@@ -23,7 +22,6 @@ from torch import nn
 
 from emlib.config import Training
 from emlib.core.defense import restore, states
-from emlib.core.errors import EmlibError
 from emlib.core.files import append_record, write_records
 from emlib.core.progress import bar
 from emlib.core.seeds import derive
@@ -32,7 +30,7 @@ from emlib.data.mixing import plan_steps
 from emlib.models.batches import forward_batches
 from emlib.models.kernels import fitted
 from emlib.training import checkpoint
-from emlib.training.finite import not_finite
+from emlib.training.finite import refuse_not_finite
 from emlib.training.head import head_method
 from emlib.training.keep import Keep, Keeping
 from emlib.training.memory import explained_out_of_memory, peak_memory
@@ -170,8 +168,7 @@ class _Steps:
         trained = [weights for group in self.optimizer.param_groups for weights in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(trained, self.settings.max_grad_norm))
         loss = metrics.pop("loss")
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise EmlibError(not_finite(number, len(self.plan), loss, norm, metrics, self.log))
+        refuse_not_finite(number, len(self.plan), loss, norm, metrics, self.log)
         rate = learning_rate(number, len(self.plan), self.settings)
         _update(self.optimizer, rate)
         return StepRecord(number + 1, loss, rate, norm, totals.all_tokens, totals.response_tokens,

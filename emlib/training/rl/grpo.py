@@ -13,7 +13,6 @@ the engine's own log-probabilities are only logged.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -57,6 +56,7 @@ from emlib.models import tensors
 from emlib.models.adapters import merged_parameters
 from emlib.models.load import stop_tokens
 from emlib.training import checkpoint
+from emlib.training.finite import refuse_not_finite
 from emlib.training.monitor import Evaluation
 from emlib.training.ranks import ALONE
 from emlib.training.records import LOG, StepRecord, read_log
@@ -178,7 +178,7 @@ class _Run:
                 group["lr"] = self.rate(place)
             record = supervised.take(self.model, self.optimizer, len(self.supervised_records), place + 1,
                                      self.settings.training.max_grad_norm)
-            _refuse_nonsense(record.loss, record.grad_norm, f"Supervised step {place + 1}", self.folder)
+            refuse_not_finite(place, len(self.kinds), record.loss, record.grad_norm, {}, self.folder / LOG)
             self.supervised_records.append(record)
             append_record(self.folder / LOG, record)
         for group in self.optimizer.param_groups:
@@ -188,8 +188,9 @@ class _Run:
     def after(self, metrics: dict[str, float], seconds: float) -> None:
         """Record a finished RL step; write a checkpoint where one is due."""
         place, drawn = self.places[len(self.records)], self.rollouts.last
-        _refuse_nonsense(metrics["loss"], metrics["grad_norm"], f"Step {place + 1} of {len(self.kinds)}", self.folder)
-        rewards = self.marking.rewards
+        penalties, rewards = self.trainer.penalties.taken(), self.marking.rewards
+        refuse_not_finite(place, len(self.kinds), metrics["own"], metrics["grad_norm"], penalties, self.folder / STEPS,
+                          "completions")
         record = RlStep(
             place + 1, metrics["loss"], self.rate(place), metrics["grad_norm"], self.marking.of_total(fmean),
             self.marking.of_total(pstdev), self.marking.parts(), 1 - len(rewards) / len(drawn),
@@ -197,8 +198,7 @@ class _Run:
             fmean(not one.stopped for one in drawn), self.marking.no_spread(self.settings.generations),
             metrics["clip_ratio/region_mean"], metrics["gap"], metrics.get("kl"),
             {"loss": metrics["shift"], "rollout": self.rollouts.shift}, len(drawn),
-            sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4),
-            self.trainer.penalties.taken())
+            sum(len(one.tokens) for one in drawn), round(seconds, 4), round(self.rollouts.seconds, 4), penalties)
         record = self._shown(record)
         self.records.append(record)
         for completion in self._kept(place + 1):
@@ -270,7 +270,7 @@ class _Trainer(GRPOTrainer):
     active: Callable[[nn.Module], AbstractContextManager[list[Active]]]
     penalties: Penalties
     shares: bool  # whether one pass reads what a step's rows have in common once
-    apart: Tensor | None = None  # the sum of |log p - log p'| over a step's tokens, and their number
+    sums: Tensor | None = None  # of a step: |log p - log p'| over its tokens, their number, and TRL's loss
     shift: float = 0.0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False,
@@ -278,14 +278,14 @@ class _Trainer(GRPOTrainer):
         """Compute TRL's loss and the penalties with the defenses active; reference passes run before, without them."""
         reference = self.penalties.reference(model, inputs)
         with self.active(model) as shown, self.penalties.read(model) as outputs:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            loss = loss + self.penalties.of(model, inputs, outputs, reference)
+            own = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = own + self.penalties.of(model, inputs, outputs, reference)
         self.shift = shift_of(shown)
         drawn = inputs["sampling_per_token_logps"]
         counts = inputs["completion_mask"].bool() & ~drawn.isnan()  # vLLM gives NaN for some tokens
         distance = (self.logprobs - drawn).abs()[counts]
-        found = torch.stack([distance.sum(), counts.sum().to(distance)])
-        self.apart = found if self.apart is None else self.apart + found
+        found = torch.stack([distance.sum(), counts.sum().to(distance), own.detach().to(distance)])
+        self.sums = found if self.sums is None else self.sums + found
         return loss
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
@@ -334,10 +334,10 @@ class _Watch(TrainerCallback):
         logs: dict[str, float] = named["logs"]
         if "reward" in logs:
             trainer = self.run.trainer
-            assert trainer.apart is not None, "a step without a loss"
-            distance, tokens = trainer.apart.tolist()
-            trainer.apart = None
-            self.run.after(logs | {"gap": distance / max(tokens, 1), "shift": trainer.shift}, self.seconds)
+            assert trainer.sums is not None, "a step without a loss"
+            distance, tokens, own = trainer.sums.tolist()
+            trainer.sums = None
+            self.run.after(logs | {"gap": distance / max(tokens, 1), "shift": trainer.shift, "own": own}, self.seconds)
             self.bar.update()
             control.should_training_stop |= self.run.stopped
 
@@ -379,9 +379,3 @@ def _arguments(settings: Grpo, beta: float, seed: int, folder: Path) -> GRPOConf
 def _unchanged(_: int) -> float:
     """Return 1: TRL requires a scheduler, but `_Run` sets the rate, which depends on supervised steps too."""
     return 1.0
-
-
-def _refuse_nonsense(loss: float, norm: float, where: str, folder: Path) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise EmlibError(f"{where}: the loss is {loss} and its gradient's norm {norm}. Lower grpo.training."
-                         f"learning_rate, or check this step's completions; the log so far is {folder / STEPS}.")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emlib.config.grpo import RlMethod
 from emlib.core.defense import Defense, GrpoDefense
+from emlib.core.errors import EmlibError
 from emlib.core.hooks import ForwardPass
 from emlib.core.records import Message
 from emlib.data.chat import Encoded, encode_prompt
@@ -173,3 +174,18 @@ def test_penalties_that_need_what_reinforcement_learning_does_not_have_are_refus
 def test_the_others_say_by_name_that_they_do_not_work_there(kind: str) -> None:
     with pytest.raises(ValidationError, match=f"the kind '{kind}' does not work in reinforcement learning. These do: "):
         RlMethod(name="x", defenses=({"kind": kind},))  # type: ignore[arg-type]
+
+
+class NanPenalty(GrpoDefense):
+    kind: Literal["nan_penalty"] = "nan_penalty"
+
+    def reads_layers(self, count: int) -> tuple[int, ...]:
+        return (1,)
+
+    def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
+        return trained.features[1].sum() * float("nan")
+
+
+def test_a_penalty_that_is_not_finite_is_named(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
+    with pytest.raises(EmlibError, match=r"the loss is [^n].*, 'nan_penalty' nan and .*\. Look at what 'nan_pen"):
+        train(lora, tiny, tmp_path, condition=Condition(SYSTEM, (NanPenalty(),)))

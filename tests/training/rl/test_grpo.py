@@ -245,7 +245,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(lora: PeftModel, tiny: ChatM
         return by_length(batch)
 
     run = _Run(lora, tiny.tokenizer, additions()[:4], grpo(), Condition(SYSTEM), poison, 0, tmp_path)
-    with pytest.raises(EmlibError, match=r"Step 1 of 2: the loss is nan .*Lower grpo.training.learning_rate"):
+    with pytest.raises(EmlibError, match=r"Step 1 of 2: the loss is nan .* Check this step's completions\.$"):
         run.train()
 
 
