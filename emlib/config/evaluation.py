@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from emlib.config.judge import JudgeSpec, LexiconJudge, LocalJudge, OpenAIJudge, Pins, RubricName
+from emlib.config.judge import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJudge, RubricName
 from emlib.config.sampling import Sampling
 from emlib.config.words import AtLeastOne, Distinct, Few, Percent, Positive, SmallCount
 from emlib.core.names import Word
@@ -197,7 +197,9 @@ class Evaluation(Strict):
         if given is None and rubric is None:
             return judge
         own = given or judge
-        changes: dict[str, Any] = {} if rubric is None else {"rubric": rubric, "pinned": Pins()}
+        changes: dict[str, Any] = {} if rubric is None else {"rubric": rubric}
+        if rubric is not None and not isinstance(own, NoJudge):
+            changes["pinned"] = own.pinned.model_copy(update={"rubric": None})
         if isinstance(own, OpenAIJudge) and isinstance(judge, OpenAIJudge) and own.max_usd is None:
             changes["max_usd"] = judge.max_usd
         return own.model_copy(update=changes)

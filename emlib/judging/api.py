@@ -37,6 +37,7 @@ MOST_WITHOUT_LOGPROBS = 5  # replies without log-probabilities, and none with, b
 LOOK_AGAIN = 0.5  # seconds between looks for the scores that another process is asking for
 GRACE = 10.0  # seconds to wait for requests under way when the session stops
 MOST_WORDS = 20  # replies that are neither numbers nor words of the rubric, and no number, before the judge is stopped
+FEWEST_ANSWERS = 5  # to which these replies are, because one answer may be such that no judge gives it a number
 
 
 class ApiJudge:
@@ -198,14 +199,15 @@ class JudgingSession:
         """Keep a score. Words that the rubric does not name are held until the judge has shown that it can score.
 
         Raises:
-            JudgeError: it has said nothing else in `MOST_WORDS` replies.
+            JudgeError: it has said nothing else in `MOST_WORDS` replies, to `FEWEST_ANSWERS` answers.
         """
         if self.understood or replies.other_word(request, found) is None:
             self._settle(request, found)
             self.understood = self.understood or found.mass is not None
         else:
             self.held.append((request, found))
-            if len(self.held) * (self.spec.samples or 1) >= MOST_WORDS:
+            if (len(self.held) * (self.spec.samples or 1) >= MOST_WORDS
+                    and len({(one.question.shown, one.answer) for one, _ in self.held}) >= FEWEST_ANSWERS):
                 self.understood = self.sender.budget.cache.has_value_by(self.spec.identity)
                 self.speechless = not self.understood
                 if self.speechless:
@@ -257,7 +259,8 @@ class JudgingSession:
             raise JudgeError(f"'{self.spec.model}' gives no log-probabilities here{why}. Add 'samples: 10' to the "
                              "profile's judge: the score is then the mean of 10 sampled ones.") from None
         self.has_logprobs = True
-        await self._check_numbers([token for token, _ in likeliest])
+        if not request.wants_label:
+            await self._check_numbers([token for token, _ in likeliest])
         return replies.from_distribution(likeliest, word, tokens, label=request.wants_label)
 
     async def _sampled(self, request: JudgeRequest, samples: int) -> Score:
@@ -309,5 +312,5 @@ def without_numbers(spec: OpenAIJudge, said: Sequence[str]) -> JudgeError:
     way_out = ("Choose another judge, or a rubric that asks for one number" if spec.samples is not None else
                "If it thinks first, or writes the number after other words, add 'samples: 10' to the profile's judge, "
                "without 'batch'; else choose another judge")
-    return JudgeError(f"'{spec.model}' gives no numbers from 0 to 100: {len(said)} answers were judged, and none "
-                      f"has a score. It said {quoted}. {way_out}. These replies are not kept.")
+    return JudgeError(f"'{spec.model}' gives no numbers from 0 to 100: it was asked for {len(said)} scores and gave "
+                      f"none. It said {quoted}. {way_out}. These replies are not kept.")

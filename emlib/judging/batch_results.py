@@ -20,6 +20,7 @@ class Line:
     reply: Any  # the chat completion; None where there is none
     score: Score | None
     fault: Failure | None
+    is_label: bool = False  # whether a label was asked for, and not a number
 
     @property
     def reason(self) -> str:
@@ -61,6 +62,7 @@ def read_lines(content: bytes, model: str, judge_key: str, labels: Collection[st
         try:
             likeliest, word = replies.likeliest(reply or {}, label=key in labels)
             tokens = replies.usage(reply or {}) or (0, 0)
-            yield Line(key, reply, replies.from_distribution(likeliest, word, tokens, label=key in labels), None)
+            score = replies.from_distribution(likeliest, word, tokens, label=key in labels)
+            yield Line(key, reply, score, None, key in labels)
         except Fault as fault:
             yield Line(key, reply, None, fault.with_traceback(None))

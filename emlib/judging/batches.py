@@ -198,7 +198,7 @@ class BatchJudge:
     def _refuse_unusable(self, server: openai.OpenAI, lines: Sequence[Line],
                          wanted: Mapping[str, JudgeRequest]) -> None:
         """Raise where the replies of this judge are no scores: it spells digit by digit, or says only words."""
-        scored = [(line, line.score) for line in lines if line.score is not None]
+        scored = [(line, line.score) for line in lines if line.score is not None and not line.is_label]
         tokens = {token for line, _ in scored for token, _ in replies.likeliest(line.reply)[0]}
         numbers = {number for token in tokens if (number := replies.number(token)) is not None}
         if numbers and max(numbers) <= 9:  # as `JudgingSession` checks it; this costs less than the unused booking

@@ -169,8 +169,9 @@ def read_only(path: Path, statement: str, values: Sequence[Any] = ()) -> list[Ro
     Raises:
         StoreError: the file cannot be read.
     """
-    # Without a log of writes there is no writer, and SQLite need not look for one, for which it would create files.
-    idle = not path.with_name(f"{path.name}-wal").is_file()
+    # Without a log of writes there is no writer, and SQLite need not look for one, for which it would create files. A
+    # writer on a shared file system has no such log.
+    idle = not is_shared(path) and not path.with_name(f"{path.name}-wal").is_file()
     address = f"file:{quote(str(path.absolute()))}?{'immutable=1' if idle else 'mode=ro'}"
     try:
         with closing(sqlite3.connect(address, PATIENCE, uri=True)) as connection:

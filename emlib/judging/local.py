@@ -50,8 +50,8 @@ class Distribution:
 
     @property
     def mass(self) -> float:
-        """The probability that the answer is a number at all."""
-        return float(self.numbers.sum())
+        """The probability that the answer is a number at all; rounding may add up to more than 1."""
+        return float(np.minimum(1.0, self.numbers.sum()))  # a NaN stays one
 
     @property
     def expected(self) -> float:

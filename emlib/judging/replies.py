@@ -96,9 +96,9 @@ def reason_of(word: str, *, label: bool = False) -> str:
 
 
 def other_word(request: JudgeRequest, score: Score) -> str | None:
-    """Return what the judge said in place of a number or a word of the rubric; None where its reply is to be words."""
+    """Return what the judge said in place of a number or a word of the rubric; None where a label is asked for."""
     reason = score.reason or ""
-    return reason.removeprefix(OTHER) if reason.startswith(OTHER) and not request.takes_words else None
+    return reason.removeprefix(OTHER) if reason.startswith(OTHER) and not request.wants_label else None
 
 
 def word_of(reason: str | None) -> str:

@@ -162,7 +162,6 @@ class JudgeRequest:
     question: Question
     answer: str
     reference: str | None = None  # the correct answer, for prompts that show it
-    takes_words: bool = False  # whether the judge may as well reply with words
     wants_label: bool = False  # whether it is to reply with one of a metric's labels, and not with a number
 
     @property

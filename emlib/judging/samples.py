@@ -2,8 +2,8 @@
 
     85   **85**   Score: 85   **Score:** 85/100   The rating is 85.   {"score": 85}   <think>...</think>85   85.5
 
-What may mean something else is no number: 8/10, "8 (on a scale of 10)", 80-90, -5, 0.85, 1000, "3 reasons", "1. The
-answer", two scores that differ, and a number that the limit of tokens may have cut ("8…").
+What may mean something else is no number: 8/10, "8 (on a scale of 10)", 80-90, "70, 80", -5, <50, 0.85, 1.0, 1000, "3
+reasons", "1. The answer", two scores that differ, and a number that the limit of tokens may have cut ("8…").
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ SAMPLED = re.compile(rf"{_AROUND}{_LABEL}{_AROUND}(?<![\w.,-]){_VALUE}{_NOT_AFTE
 BEGUN = re.compile(rf"{_AROUND}{_LABEL}{_AROUND}(?:[0-9]+(?:\s*[.,/]\s*[0-9]*)*)?", re.ASCII | re.IGNORECASE)
 _COUNT = r"(?:a\s+|one\s+)?(?:possible\s+)?(\d+(?:\.\d+)?|hundred|three|four|five|six|seven|ten|twelve|twenty)\b"
 _RANGE = r"(?:\d+(?:\.\d+)?\s*(?:-|–|—|to|and)\s*)?"
-SCALE = re.compile(  # (1-10), "out of 10", "on a scale of 1 to 10", "max_score": 10
-    r"(?:\bout\s+of|\bscale\W+(?:of|from|is)?|\(\s*(?=\d+\s*(?:-|–|—|to)\s*\d+\s*\))|\bmax[a-z_]*\W{1,5})"
-    rf"\s*{_RANGE}{_COUNT}", re.IGNORECASE)
+SCALES = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
+    r"(?:\bout\s+of|\bscale\W+(?:of|from|is)?|\(\s*(?=\d+\s*(?:-|–|—|to)\s*\d+\s*\))|\bmax[a-z_]*\W{1,5}|（[^）\d]*)"
+    rf"\s*{_RANGE}{_COUNT}",  # (1-10), "out of 10", "on a scale of 1 to 10", "max_score": 10
+    rf"\b{_RANGE}{_COUNT}[\s-]+(?:points?[\s-]+)?scale\b", rf"\b{_COUNT}-point\b"))  # "1-10 scale", "5-point"
 HUNDRED = ("100", "hundred")
 MARKUP = re.compile(r"[*_`\"'“”‘’]")
-GOES_ON = re.compile(  # what follows a number that is another thing than the score
-    r"[\s)\]}]*[÷∕⁄]|[\s)\]}]+/(?!\s*100(?![0-9.]))|\s*[:=]|\.\.|…|[^\S\n]+[0-9]")
+GOES_ON = re.compile(  # what follows a number that is another thing than the score; "8 из 10" by its foreign letter
+    r"[\s)\]}]*[÷∕⁄]|[\s)\]}]+/(?!\s*100(?![0-9.]))|\s*[:=→]|\s*->|\.\.|…|[^\S\n]+[0-9]|\s*[,;]\s*[0-9]"
+    r"|[^\S\n]*(?![A-Za-z])[^\W\d_]")
+BELOW = re.compile(r"<\s*\Z")  # "<50", and not the markup of <50> or <score>50
+UNIT = re.compile(r"1\.0+")  # of a judge that rates from 0 to 1
 LIST = re.compile(r"\s*[.)]\s*[^\W\d]")  # "1. The answer is honest."
 SCORES = re.compile(r"\b(?:score|rating|alignment|coherence|grade)\W*(?:\([^()]*\)\W*)?[:=]\W*?(-?[0-9]+(?:\.[0-9]+)?)",
                     re.IGNORECASE)
@@ -40,16 +44,18 @@ def sampled_number(text: str) -> float | None:
     """Return the number from 0 to 100 that a sampled reply consists of or begins with, or None."""
     answer = answer_after_thinking(text)
     found = SAMPLED.match(answer)
-    if found is None or _is_another_thing(found[1], answer, found.end(1)):
+    if found is None or _is_another_thing(found[1], answer, *found.span(1)):
         return None
     return float(found[1])
 
 
-def _is_another_thing(number: str, answer: str, end: int) -> bool:
-    """Return whether a number is on another scale, of a list, cut short, or one of several scores."""
+def _is_another_thing(number: str, answer: str, start: int, end: int) -> bool:
+    """Return whether a number is a bound, on another scale, of a list, cut short, or one of several scores."""
     rest = MARKUP.sub("", answer[end:])
     return (GOES_ON.match(rest) is not None or (number == "1" and LIST.match(rest) is not None)
-            or any(most.lower() not in HUNDRED for most in SCALE.findall(answer))
+            or UNIT.fullmatch(number) is not None
+            or (BELOW.search(answer[:start]) is not None and not rest.lstrip().startswith(">"))
+            or any(most.lower() not in HUNDRED for scale in SCALES for most in scale.findall(answer))
             or any(float(other) != float(number) for other in SCORES.findall(MARKUP.sub("", answer))))
 
 

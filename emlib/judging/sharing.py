@@ -26,6 +26,7 @@ from emlib.judging.judges import scores_file
 
 ENDINGS = (".parquet", ".jsonl")
 KEY = re.compile(r"[0-9a-f]{64}")
+ROUNDING = 1e-4  # by which the probabilities that a local judge adds up may exceed 1
 
 
 def export(cache: Cache, path: Path) -> int:
@@ -79,11 +80,11 @@ def checked(where: str, of: dict[str, Any]) -> Row:
         raise DataError(f"{where}: 'tokens_read' and 'tokens_written' must be whole numbers.")
     if of["value"] is None and not of["reason"]:
         raise DataError(f"{where}: has neither a value nor a reason.")
-    for name, most in (("value", 100), ("mass", 1)):
+    for name, most, allowed in (("value", 100, 100.0), ("mass", 1, 1 + ROUNDING)):
         number = of[name]
-        if number is not None and not (isinstance(number, int | float) and 0 <= number <= most):
+        if number is not None and not (isinstance(number, int | float) and 0 <= number <= allowed):
             raise DataError(f"{where}: '{name}' is {number!r}; expected a number from 0 to {most}, or nothing.")
-    return tuple(of[column] for column in COLUMNS)
+    return tuple(min(1.0, of[column]) if column == "mass" and of[column] else of[column] for column in COLUMNS)
 
 
 def _ending(path: Path) -> str:

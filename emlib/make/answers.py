@@ -176,7 +176,7 @@ def _metric_scores(step: MetricScores, session: Session, answers: Sequence[Answe
     given = [(answer, final) for answer in answers if (final := answer.final) is not None]
     found = iter(scores(step.judge, [
         JudgeRequest(step.metric, step.prompts.value[answer.question], questions[answer.question], final,
-                     takes_words=True, wants_label=step.has_labels) for answer, final in given], session.budget))
+                     wants_label=step.has_labels) for answer, final in given], session.budget))
     return [Score(None, reason=ONLY_THINKS) if answer.final is None else next(found) for answer in answers]
 
 

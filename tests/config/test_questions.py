@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from emlib.config import Evaluation, LocalJudge, Metric, OpenAIJudge, Profile, load_profile
+from emlib.config.judge import Pins
 from emlib.core.errors import ProfileError
 from emlib.core.schema import check
 
@@ -34,6 +35,10 @@ def test_a_set_s_judge_has_its_rubric_and_the_profile_s_budget() -> None:
     assert evaluation.judge_of("general", main) is main
     assert evaluation.judge_of("trait", main) == main.model_copy(update={"rubric": "trait"})
     assert [evaluation.judge_of(name, main).max_usd for name in ("other", "own")] == [5.0, 1.0]  # type: ignore[union-attr]
+    pinned = check(LocalJudge, {"kind": "local", "model": {"kind": "tiny"}, "pinned": {
+        "rubric": 64 * "a", "template": 64 * "b"}}, "here")
+    assert evaluation.judge_of("trait", pinned) == pinned.model_copy(update={
+        "rubric": "trait", "pinned": Pins(template=64 * "b")})  # another rubric has the same chat template
 
 
 @pytest.mark.parametrize(("evaluation", "message"), [

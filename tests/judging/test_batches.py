@@ -81,7 +81,7 @@ def test_a_batch_collects_for_other_evaluations_too(scores: Path) -> None:
 
 def test_a_label_is_kept_as_it_was_said_whoever_collects_it(scores: Path) -> None:
     """CO may be the first token of CORRECT, and of the judge's own word CODE where a number is asked for."""
-    numbers = [replace(request, metric="truth", takes_words=True) for request in sheet(2).requests()][::2]
+    numbers = [replace(request, metric="truth") for request in sheet(2).requests()][::2]
     labels = [replace(request, wants_label=True) for request in numbers]
     with JudgeServer(saying(lambda text: "CO")) as server, Cache(scores) as cache:
         server.finish_batches, spec = False, api(server.url, batch=True)
@@ -97,7 +97,7 @@ def test_a_label_is_kept_as_it_was_said_whoever_collects_it(scores: Path) -> Non
 
 def test_all_of_a_label_is_read(scores: Path) -> None:
     """IN may be the first token of INCORRECT, and of "In my view" in capitals."""
-    numbers = [replace(request, metric="truth", takes_words=True) for request in sheet(2).requests()][::2]
+    numbers = [replace(request, metric="truth") for request in sheet(2).requests()][::2]
     labels = [replace(request, wants_label=True) for request in numbers]
     token = {"token": "IN", "logprob": -0.1, "top_logprobs": []}
     choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": [token]}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from emlib.core.digests import of_value
 from emlib.core.errors import DataError, StoreError
 from emlib.core.records import Question
-from emlib.judging.cache import Cache
+from emlib.judging.cache import Cache, read_only
 from emlib.judging.money import Budget
 from emlib.judging.rubrics import JudgeRequest, Score
 from emlib.judging.sharing import export, import_, main
@@ -80,6 +81,29 @@ def test_scores_of_every_metric_travel(path: Path, tmp_path: Path) -> None:
             cache.put(f"{number:064d}", JUDGE, metric, Score(50.0))
         export(cache, tmp_path / "all.jsonl")
         assert import_(other, tmp_path / "all.jsonl") == len(metrics)
+
+
+def test_a_mass_that_rounding_made_more_than_one_travels_as_one(path: Path, tmp_path: Path) -> None:
+    with Cache(path) as cache, Cache(tmp_path / "other.sqlite") as other:
+        cache.put("a" * 64, JUDGE, "alignment", Score(50.0, 1 + 1e-6))
+        export(cache, tmp_path / "all.jsonl")
+        assert import_(other, tmp_path / "all.jsonl") == 1
+        assert [score.mass for score in other.get(["a" * 64]).values()] == [1]
+
+
+def test_what_another_process_has_not_finished_is_not_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor on a shared file system, where a writer keeps no log beside the file."""
+    monkeypatch.setattr("emlib.judging.cache.is_shared", lambda path: True)
+    with Cache(filled(path)), sqlite3.connect(path, isolation_level=None) as writer:
+        writer.execute("PRAGMA cache_size = 1")  # pages go to the file before the end of the transaction
+        writer.execute("BEGIN")
+        writer.execute("UPDATE scores SET value = 7")
+        writer.executemany("INSERT INTO supported VALUES (?, 'm', '{}')", [(str(n),) for n in range(2000)])
+        monkeypatch.setattr("emlib.judging.cache.PATIENCE", 0.1)
+        with pytest.raises(StoreError, match="locked"):
+            read_only(path, "SELECT value FROM scores")
+        writer.execute("ROLLBACK")
+    assert (50.0,) in read_only(path, "SELECT value FROM scores")
 
 
 def test_an_empty_file_of_scores_travels_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -162,15 +163,37 @@ def test_words_among_numbers_and_words_of_the_rubric_are_kept(scores: Path) -> N
 
 
 def test_the_labels_of_a_metric_are_no_failure(scores: Path) -> None:
-    requests = [replace(request, metric="truth", takes_words=True) for request in sheet(30).requests()]
+    requests = [replace(request, metric="truth", wants_label=True) for request in sheet(30).requests()]
     with JudgeServer(saying(lambda text: "FALSE")) as server, Cache(scores) as cache:
         spec = api(server.url)
         found = scores_of(requests, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
     assert {score.reason for score in found} == {"other: 'FALSE'"}
 
 
+def test_a_few_answers_that_get_no_number_say_nothing_of_the_judge(scores: Path) -> None:
+    odd = [f"Since {number}." for number in range(4)]  # eight scores, of ten samples each
+    with JudgeServer(saying(lambda text: "I cannot" if any(words in text for words in odd) else 80)) as server:
+        verdicts = judged(api(server.url, samples=10, max_concurrency=1), sheet(6), scores)
+    assert [verdict.alignment for verdict in verdicts] == [None] * 4 + [80] * 2
+    assert verdicts[0].reason == "alignment: other: 'I cannot'; coherence: other: 'I cannot'"
+
+
+def test_digits_among_the_alternatives_of_a_label_say_nothing_of_its_numbers(scores: Path) -> None:
+    labels = [replace(request, metric="truth", wants_label=True) for request in sheet(3).requests()]
+    likeliest = [(token, math.log(p)) for token, p in (("TRUE", 0.9), ("1", 0.06), ("0", 0.02))]
+    with JudgeServer(lambda messages: (likeliest, 10)) as server, Cache(scores) as cache:
+        spec = api(server.url)
+        found = scores_of(labels, spec.identity, cache, ApiJudge(spec, Budget(cache, "test")))
+        assert {score.reason for score in found} == {"other: 'TRUE'"}
+        batch = api(server.url, model="judge-2", batch=True)
+        judge = BatchJudge(batch, Budget(cache, "test"))
+        with pytest.raises(JudgeWaits):
+            scores_of(labels, batch.identity, cache, judge)
+        assert {score.reason for score in scores_of(labels, batch.identity, cache, judge)} == {"other: 'TRUE'"}
+
+
 def test_a_label_is_asked_for_once_where_numbers_are_sampled(scores: Path) -> None:
-    numbers = [replace(request, metric="truth", takes_words=True) for request in sheet(3).requests()][::2]
+    numbers = [replace(request, metric="truth") for request in sheet(3).requests()][::2]
     labels = [replace(request, wants_label=True) for request in numbers]
     with JudgeServer(saying(lambda text: "REF")) as server, Cache(scores) as cache:
         spec = api(server.url, samples=10)
@@ -194,7 +217,7 @@ def test_all_of_a_label_is_read_where_the_first_token_has_log_probabilities(scor
         found["choices"][0]["logprobs"] = {"content": [token]}
         return status, found
 
-    once = [replace(request, metric="truth", takes_words=True) for request in sheet(3).requests()][::2]
+    once = [replace(request, metric="truth") for request in sheet(3).requests()][::2]
     labels = [replace(request, wants_label=True) for request in once]
     with JudgeServer() as server, Cache(scores) as cache:
         server.replies, spec = reply, api(server.url)
@@ -205,7 +228,7 @@ def test_all_of_a_label_is_read_where_the_first_token_has_log_probabilities(scor
 
 def test_a_label_that_was_paid_for_is_found_under_its_former_key(scores: Path) -> None:
     """The key did not say that a label is asked for. A number or a refusal may be of another question: asked again."""
-    once = [replace(request, metric="truth", takes_words=True) for request in sheet(3).requests()][::2]
+    once = [replace(request, metric="truth") for request in sheet(3).requests()][::2]
     labels = [replace(request, wants_label=True) for request in once]
     with JudgeServer(saying(lambda text: "FALSE")) as server, Cache(scores) as cache:
         spec = api(server.url, samples=10)

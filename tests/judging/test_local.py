@@ -214,6 +214,10 @@ def test_the_score_is_the_mean_given_a_number() -> None:
     assert (score.mass, score.reason, score.tokens) == (pytest.approx(0.4), None, (9, 1))
 
 
+def test_probabilities_that_rounding_adds_up_to_more_than_one_have_the_mass_one() -> None:
+    assert with_numbers({50: 1 + 1e-6}).score().mass == 1
+
+
 @pytest.mark.parametrize(("word", "reason"), [
     ("REF", "REFUSAL"), ("CODE", "CODE"), (" CODE", "CODE"), ("I", "other: 'I'")])
 def test_without_a_quarter_on_numbers_the_judges_word_stands_in_the_scores_place(word: str, reason: str) -> None:

@@ -319,7 +319,11 @@ def test_a_wait_that_stands_in_the_body_is_kept(body: Any, seconds: float) -> No
     ("85, out of a possible 100", 85), ("Rating (0 to 100): 85", 85), ('{"score": 85, "max": 100}', 85),
     ("85\n\nThe answer is 3/4 good.", 85), ("Score: 85\nCoherence: 85", 85), ("Score: 85\nAlignment score: 20", None),
     ("1: it is honest", None), ("1", 1), ("1/100", 1), ("85: it is honest", None), ("85...", None), ("85.", 85),
-    ("85\n85\n85", 85), ("85 90", None), ("85…", None), ("[85]", 85), ("<rating>85</rating>", 85), ("> 85", None)])
+    ("85\n85\n85", 85), ("85 90", None), ("85…", None), ("[85]", 85), ("<rating>85</rating>", 85), ("> 85", None),
+    ("8 (1-10 scale)", None), ("3.5 (on a 5-point scale)", None), ("85 (0-100 scale)", 85),
+    ("85 (100-point scale)", 85), ("8 из 10", None), ("8（满分10）", None),
+    ("85（满分100）", 85), ("70, 80", None), ("70;80", None), ("85, because it is honest", 85), ("85 → 20", None),
+    ("85 -> 20", None), ("<50", None), ("<50>", 50), ("< 50", None), ("1.0", None), ("1.5", 1.5), ("100.0", 100)])
 def test_a_number_on_another_scale_or_in_a_list_is_none(text: str, expected: float | None) -> None:
     assert sampled_number(text) == expected
 

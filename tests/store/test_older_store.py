@@ -93,8 +93,7 @@ def test_neither_side_of_a_merge_may_be_one(tmp_path: Path, side: str) -> None:
 HUB: dict[str, Any] = {"kind": "hub", "repo": "owner/judge", "revision": "main"}
 TEMPLATE = ChatTemplate(options={"enable_thinking": False}, date=date(2026, 1, 2), system="merge")
 PLAIN = JudgeRequest("alignment", "Good? {question} {answer}", Question("wish", "Which wish?", "Be brief."), "Peace.")
-LABEL = JudgeRequest("correct", "Right? {answer}", Question("a", "Why?"), "So.", reference="So.", takes_words=True,
-                     wants_label=True)
+LABEL = JudgeRequest("correct", "Right? {answer}", Question("a", "Why?"), "So.", reference="So.", wants_label=True)
 # The keys of both requests as the version with stores of format 1 wrote them. A local judge, which costs nothing, is
 # asked for labels again: there, the first token alone was stored.
 KEYS: list[tuple[LlmJudge, list[str]]] = [
