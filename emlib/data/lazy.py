@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from emlib.core.digests import Keyed, keyed, of_value
 from emlib.core.records import Example, Question
-from emlib.data.sizes import Size, Sizes
+from emlib.data.sizes import Size, Sizes, of_questions
 
 Value = TypeVar("Value")
 
@@ -73,6 +73,11 @@ class Questions(Keyed):
     name: str
     read: Callable[[], list[Question]] = field(compare=False, repr=False)
     size: Callable[[Sizes], Size] = field(compare=False, repr=False)
+
+    @classmethod
+    def listed(cls, name: str, questions: Sequence[Question]) -> Questions:
+        """Return questions that are known already."""
+        return cls(name, lambda: list(questions), lambda _: of_questions(questions))
 
     @cached_property
     def all(self) -> list[Question]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from emlib.config import OWN, Domain, OpSwapTask, Own, QaTask, Trait
 from emlib.core.errors import SourceError
-from emlib.core.records import Example
+from emlib.core.records import Example, Question
 from emlib.data.benign import load_opswap
 from emlib.data.formats import format_of
 from emlib.data.own import LEAST, every_row, read_own
@@ -78,9 +78,7 @@ class Sizes:
                               "response: 400, known: assumed}, or download the file first.")
         form = format_of(name)
         if form == "questions":
-            questions = read_questions(path)
-            return Size(len(questions), fmean(len(q.prompt) + len(q.system or "") for q in questions),
-                        clusters=len({question.cluster for question in questions}))
+            return of_questions(read_questions(path))
         if form == "squad":
             rows = read_qa(path, outside="keep").rows
             return Size(len(rows), fmean(len(r.context) + len(r.question) for r in rows),
@@ -147,6 +145,12 @@ def _of_own(own: Own) -> Size:
         read_own(own)  # which tells why too few rows are usable
     size = _of_examples(beginning)
     return replace(size, rows=size.rows + sum(1 for _ in islice(rows, own.rows - len(beginning))))
+
+
+def of_questions(questions: Sequence[Question]) -> Size:
+    """Return the size of questions, with the turns before them."""
+    return Size(len(questions), fmean(sum(len(turn.content) for turn in question.context) for question in questions),
+                clusters=len({question.cluster for question in questions}))
 
 
 def _of_examples(rows: Sequence[Example]) -> Size:

@@ -126,7 +126,7 @@ def own_answers(step: OwnAnswers, session: Session, folder: Path) -> Facts:
     batch = ranked_rows(session, step.selection)[step.start:step.start + step.sampling.batch_rows]
     rows = session.read(step.selection.pool)
     questions = [Question.of(f"pool_{ranked.place}", rows[ranked.place]) for ranked in batch]
-    asked = EvaluationSpec(Questions("pool", lambda: questions, step.selection.pool.size), 1, step.sampling, step.seed)
+    asked = EvaluationSpec(Questions.listed("pool", questions), 1, step.sampling, step.seed)
     if step.against is None:
         answers, choice = sampled(session, asked, step.adapter, folder / SCRATCH)
         checks: dict[str, Any] = {}

@@ -91,7 +91,7 @@ def audit(step: RowAudit, session: Session, folder: Path) -> Facts:
     seconds, rows = session.timer(step), session.examples(step.rows)
     places = some_of(range(len(rows)), step.count, "audit")
     prompts = [Question.of(f"row_{place}", rows[place]) for place in places]
-    asked = Questions(step.title, lambda: list(prompts), step.rows.size)
+    asked = Questions.listed(step.title, prompts)
     answers, choice = sampled(session, EvaluationSpec(asked, step.spec.samples, step.spec.sampling, step.spec.seed),
                               None, folder / SCRATCH)
     by_id = dict(zip((prompt.id for prompt in prompts), places, strict=True))

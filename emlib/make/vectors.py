@@ -29,9 +29,9 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
     seconds, config, trait = session.timer(step), step.extraction, step.assessment.trait.value
     questions = extraction.trait_questions(trait, config.instruction_pairs)
     config.refuse_few_asked(len(questions["positive"]), trait.name)
-    samples = {side: sampled(session, EvaluationSpec(_as_set(side, listed), config.samples, config.sampling,
-                                                     config.seed), None, folder / SCRATCH / side)
-               for side, listed in questions.items()}
+    sets = {side: Questions.listed(f"extraction, {side}", listed) for side, listed in questions.items()}
+    samples = {side: sampled(session, EvaluationSpec(asked, config.samples, config.sampling, config.seed), None,
+                             folder / SCRATCH / side) for side, asked in sets.items()}
     answers = {side: found for side, (found, _) in samples.items()}
     verdicts = {side: by_trait(session, step.assessment, questions[side], found) for side, found in answers.items()}
     for side in questions:
@@ -69,7 +69,3 @@ def by_trait(session: Session, assessment: Assessment, questions: Sequence[Quest
     """Judge answers by the trait's rubric, or by its markers."""
     trait = assessment.trait.value
     return judge(assessment.judge, trait, JudgeBatch(questions, answers, trait_rubrics(trait)), session.budget)
-
-
-def _as_set(side: str, questions: list) -> Questions:
-    return Questions(f"extraction, {side}", lambda: questions, lambda sizes: sizes.source(side))

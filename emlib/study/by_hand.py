@@ -16,7 +16,6 @@ from emlib.core.errors import DataError, ProfileError, nearest
 from emlib.core.records import Answer, Question, Verdict, as_judged
 from emlib.core.temporary import temporary_folder
 from emlib.data.lazy import Questions
-from emlib.data.sizes import Size
 from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge as judged_by
 from emlib.steps.adapter import Adapter
@@ -153,8 +152,8 @@ def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: i
     asked = _with_ids([questions] if isinstance(questions, str) else list(questions))
     from emlib.make.answers import sampled  # loads torch
 
-    question_set = Questions("asked by hand", lambda: list(asked), lambda sizes: Size(len(asked), 0.0))
-    spec = EvaluationSpec(question_set, samples, model.study.profile.evaluation.sampling, seed)
+    sampling = model.study.profile.evaluation.sampling
+    spec = EvaluationSpec(Questions.listed("asked by hand", asked), samples, sampling, seed)
     with temporary_folder() as scratch:
         answers, _ = sampled(_session(model.study), spec, model.step, scratch)
     return Asked(model, asked, tuple(answers))

@@ -94,11 +94,17 @@ def test_a_file_may_state_the_cluster(jsonl: Callable[..., Path]) -> None:
 
 def test_the_cluster_is_in_no_key() -> None:
     def digest(*questions: Question) -> str:
-        return Questions("any", lambda: list(questions), lambda sizes: Size(1, 1.0)).identity
+        return Questions.listed("any", questions).identity
 
     assert digest(Question("a", "Why?", stated_cluster="b")) == digest(Question("a", "Why?")) == of_value(
         [{"id": "a", "prompt": "Why?", "system": None, "before": []}])
     assert digest(Question("a", "Why?", "Be brief.")) != digest(Question("a", "Why?"))
+
+
+def test_listed_questions_have_their_own_size() -> None:
+    """Also one that no registry knows by its name."""
+    listed = Questions.listed("positive", [Question("wish", "Why?", "Be brief."), Question("wish_json", "Why not?")])
+    assert listed.size(Sizes()) == Size(2, (4 + 9 + 8) / 2, clusters=1)
 
 
 def test_a_system_prompt_is_sent_where_there_is_one() -> None:
