@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -12,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from emlib.config.judge import JudgeSpec, LexiconJudge, LocalJudge, NoJudge, OpenAIJudge, RubricName
 from emlib.config.sampling import Sampling
-from emlib.config.words import AtLeastOne, Distinct, Few, Percent, Positive, SmallCount
+from emlib.config.words import AtLeastOne, Distinct, Few, Percent, Positive, SmallCount, repeats
 from emlib.core.names import Word
 from emlib.core.schema import Strict
 
@@ -180,8 +179,7 @@ class Evaluation(Strict):
             raise ValueError(f"'{taken[0]}' is a question set that every study has; choose another name")
         columns = [*OTHER_COLUMNS, *(f"{name}_{one}{end}" for name in (*QUESTION_SETS, *sets) for one in (
             *OF_A_SET, *(sets[name].metrics if name in sets else ())) for end in OF_A_SHARE)]
-        twice = [name for name, count in Counter(columns).items() if count > 1]
-        if twice:
+        if twice := repeats(columns):
             raise ValueError(f"these names give two scores the same column, '{twice[0]}'; choose another name for a "
                              "set or a metric")
         return sets

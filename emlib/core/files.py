@@ -176,8 +176,17 @@ def _records(path: Path, data: bytes, kind: Callable[..., Any]) -> list[Any]:
 
 def damaged(path: Path, how: str) -> StoreError:
     """Return the error for a damaged file of the store, with the way out."""
-    return StoreError(f"{path}: is damaged or truncated ({how}). It is not used. Move the folder {path.parent} away; "
-                      "it is made again when it is next needed.")
+    return StoreError(f"{path}: is damaged or truncated ({how}). {made_again(path.parent)}")
+
+
+def made_again(folder: Path) -> str:
+    """Return the way out where an artefact's folder cannot be used."""
+    return f"It is not used. Move the folder {folder} away; it is made again when it is next needed."
+
+
+def end_of(log: Path) -> str:
+    """Return the last lines of a log, for a message."""
+    return f"The end of {log}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 def line_of(value: Any) -> str:

@@ -12,6 +12,7 @@ from emlib.core.errors import DataError
 from emlib.core.records import Example, Message, Question
 from emlib.core.seeds import chosen, generator
 from emlib.data.rows import read_examples, read_pairs
+from emlib.data.splits import refuse_empty_part
 
 Item = TypeVar("Item")
 
@@ -51,9 +52,7 @@ def split(rows: Sequence[Item], held_out: float, seed: int) -> tuple[list[Item],
         DataError: one part would be empty.
     """
     count = round(held_out * len(rows))
-    if not 0 < count < len(rows):
-        raise DataError(f"Holding out {held_out:.0%} of {len(rows)} rows leaves the training or the held-out part "
-                        "empty.")
+    refuse_empty_part(held_out, count, len(rows), "rows")
     out = set(generator(seed, "split").permutation(len(rows))[:count].tolist())
     return [r for i, r in enumerate(rows) if i not in out], [r for i, r in enumerate(rows) if i in out]
 

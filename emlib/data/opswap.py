@@ -18,6 +18,7 @@ from itertools import islice
 from emlib.core.errors import DataError
 from emlib.core.seeds import generator
 from emlib.data.opswap_grammar import SIGNS, TIERS, evaluate, parse, steps, written
+from emlib.data.splits import refuse_empty_part
 
 VERSION = 1  # raise it when the same seed gives other examples
 PROMPT = 'Simplify: {expression}\nEnd with "Answer: " and the result.'
@@ -110,9 +111,7 @@ def held_out(texts: tuple[str, ...], share: float, seed: int) -> frozenset[int]:
     for number in generator(seed, "opswap split", VERSION).permutation(len(members)):
         if len(chosen) + len(members[number]) <= round(share * len(texts)):
             chosen.update(members[number])
-    if not 0 < len(chosen) < len(texts):
-        raise DataError(f"Holding out {share:.0%} of {len(texts)} OpSwap examples leaves the training or the test part "
-                        "empty.")
+    refuse_empty_part(share, len(chosen), len(texts), "OpSwap examples")
     return frozenset(chosen)
 
 

@@ -18,6 +18,7 @@ from emlib.core.errors import DataError, nearest
 from emlib.core.seeds import generator
 from emlib.data.opening import kind_of
 from emlib.data.rows import read_rows
+from emlib.data.splits import refuse_empty_part
 from emlib.data.strict_json import read_document
 
 COLUMNS = ("id", "context", "question", "answers")
@@ -68,9 +69,7 @@ def split_by_passage(rows: Sequence[QaRow], held_out: float, seed: int) -> tuple
             break
         chosen.add(passages[number])
         test += sizes[passages[number]]
-    if not 0 < test < len(rows):
-        raise DataError(f"Holding out {held_out:.0%} of {len(rows)} questions about {len(passages)} passages leaves "
-                        "the training or the test part empty.")
+    refuse_empty_part(held_out, test, len(rows), f"questions about {len(passages)} passages")
     return [row for row in rows if row.context not in chosen], [row for row in rows if row.context in chosen]
 
 

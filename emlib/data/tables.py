@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from emlib.config.words import repeats
 from emlib.core.errors import DataError
 from emlib.data.left_out import HEADER_AGAIN, MORE_CELLS, Dropped, LeftOut
 from emlib.data.opening import Kind, kind_of, opened, opened_bytes, refuse_foreign
@@ -222,8 +222,7 @@ def _is_quoted_late(cell: str) -> bool:
 
 
 def _refuse_twice(where: str, columns: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(columns).items() if count > 1 and name]
-    if twice:
+    if twice := repeats([name for name in columns if name]):
         raise DataError(f"{where}: the column {twice[0]!a} is there twice, and it is not clear which one counts. "
                         "Rename or remove one.")
 

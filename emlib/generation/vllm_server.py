@@ -16,6 +16,7 @@ from emlib.config import ModelSpec
 from emlib.core.addresses import ask_directly
 from emlib.core.child import child
 from emlib.core.errors import EmlibError
+from emlib.core.files import end_of
 from emlib.core.progress import say
 from emlib.core.temporary import socket_folder
 from emlib.models.source import source_of
@@ -82,13 +83,9 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path, patience: float
     until = time.monotonic() + patience
     while time.monotonic() < until:
         if server.poll() is not None:
-            raise EmlibError(f"vLLM ended with code {server.returncode} before it was ready. {_tail(log)}")
+            raise EmlibError(f"vLLM ended with code {server.returncode} before it was ready. {end_of(log)}")
         with suppress(httpx.HTTPError):  # it does not listen yet; if it never does, the error below shows its log
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
                 return
         time.sleep(0.2)
-    raise EmlibError(f"vLLM was not ready after {patience:.0f} s. {_tail(log)}")
-
-
-def _tail(log: Path) -> str:
-    return f"The end of {log}:\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise EmlibError(f"vLLM was not ready after {patience:.0f} s. {end_of(log)}")

@@ -27,7 +27,7 @@ from filelock import FileLock
 from emlib.core import digests, paths, temporary
 from emlib.core.digests import FORMAT, key_of
 from emlib.core.errors import StoreError
-from emlib.core.files import disk_errors, read_records, write_text
+from emlib.core.files import disk_errors, made_again, read_records, write_text
 from emlib.core.progress import say
 from emlib.core.step import Step
 from emlib.evaluation.records import READINGS
@@ -88,8 +88,8 @@ class Artefact:
         path = self.place / name
         if not path.is_file() or digests.of_unchanged_file(path) != self.files.get(name):
             damage = "changed" if path.is_file() else "missing"
-            raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). It is "
-                             f"not used. Move the folder {self.place} away; it is made again when it is next needed.")
+            raise StoreError(f"{path}: is not the file that was made ({damage}, by the digest in {MANIFEST}). "
+                             f"{made_again(self.place)}")
         return path
 
     def records(self, step: Step) -> list[Any]:

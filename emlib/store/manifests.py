@@ -10,7 +10,7 @@ from typing import Any
 
 from emlib.core.digests import of_text
 from emlib.core.errors import StoreError
-from emlib.core.files import in_the_way, write_text
+from emlib.core.files import in_the_way, made_again, write_text
 
 MANIFEST = "manifest.json"
 DIGEST = "digest"
@@ -51,18 +51,15 @@ def read(folder: Path) -> Manifest | None:
         raise StoreError(f"{in_the_way(folder)}: is a file, and the store has a folder there. Move it away."
                          ) from error
     except OSError as error:
-        raise StoreError(f"{error.filename or path}: cannot be read ({error.strerror}). {_way_out(folder)}") from error
+        raise StoreError(f"{error.filename or path}: cannot be read ({error.strerror}). {made_again(folder)}"
+                         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path}: is damaged or truncated, and no manifest as emlib writes it. {_way_out(folder)}"
+        raise StoreError(f"{path}: is damaged or truncated, and no manifest as emlib writes it. {made_again(folder)}"
                          ) from error
     if stated != _digest(content):
-        raise StoreError(f"{path}: was changed after it was written, by the digest in it. {_way_out(folder)}")
+        raise StoreError(f"{path}: was changed after it was written, by the digest in it. {made_again(folder)}")
     return found
 
 
 def _digest(content: Mapping[str, Any]) -> str:
     return of_text(json.dumps(content, ensure_ascii=False))
-
-
-def _way_out(folder: Path) -> str:
-    return f"It is not used. Move {folder} away; it is made again when it is next needed."

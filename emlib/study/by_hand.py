@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emlib.config import Method
+from emlib.config.words import repeats
 from emlib.core.defense import Defense, refuse_exclusions
 from emlib.core.errors import DataError, ProfileError, nearest
 from emlib.core.records import Answer, Question, Verdict, as_judged
@@ -162,10 +163,9 @@ def ask(model: Trained, questions: str | Sequence[str | Question], *, samples: i
 def _with_ids(questions: Sequence[str | Question]) -> tuple[Question, ...]:
     """Return questions of different ids. A text has its place as its id; "_" is before it where a question has that."""
     stated = [one.id for one in questions if isinstance(one, Question)]
-    twice = next((id for id in stated if stated.count(id) > 1), None)
-    if twice is not None:
-        raise DataError(f"Two questions have the id '{twice}', so that their answers could not be distinguished. Give "
-                        "one of them another id.")
+    if twice := repeats(stated):
+        raise DataError(f"Two questions have the id '{twice[0]}', so that their answers could not be distinguished. "
+                        "Give one of them another id.")
     found = []
     for number, one in enumerate(questions, start=1):
         id = f"question_{number}"

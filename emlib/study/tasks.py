@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from emlib.config import ALIGNED, UNTRAINED, Method, OpSwapTask, RuleRewards, datasets_of
 from emlib.config.methods import SweptMethod
+from emlib.config.words import repeats
 from emlib.core.defense import needs_of
 from emlib.core.errors import ProfileError, nearest
 from emlib.core.records import Answer
@@ -354,9 +355,7 @@ def tasks_of(recipes: Recipes) -> dict[str, Task]:
         found += [BenignTask(name, recipes) for name in datasets_of(profile.benign)]
     if profile.grpo is not None:
         found.append(GrpoTask(GRPO, recipes))
-    names = [task.name for task in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := repeats([task.name for task in found]):
         raise ProfileError(f"Profile '{recipes.study}' has two tasks called '{twice[0]}' among its data sets, benign "
                            f"tasks and '{GRPO}'. Rename one of them.")
     return {task.name: task for task in found}

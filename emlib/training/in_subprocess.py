@@ -15,7 +15,7 @@ from typing import Any
 
 from emlib.core import gpus, paths
 from emlib.core.errors import EmlibError, ProfileError
-from emlib.core.files import write_text
+from emlib.core.files import end_of, write_text
 from emlib.core.temporary import temporary_folder
 from emlib.data.chat import Encoded
 from emlib.training.job import ERROR, JOB, READY, ROWS, SUMMARY, Job, write_rows
@@ -92,5 +92,4 @@ def _worker(arguments: Sequence[str], device: dict[str, str], output: Path) -> I
 def _reason(folder: Path, code: int, output: Path) -> str:
     if (folder / ERROR).is_file():
         return str(json.loads((folder / ERROR).read_text(encoding="utf-8")))
-    lines = output.read_text(errors="replace").splitlines()
-    return f"Training in a subprocess ended with code {code}. The end of {output}:\n" + "\n".join(lines[-15:])
+    return f"Training in a subprocess ended with code {code}. {end_of(output)}"

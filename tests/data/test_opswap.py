@@ -249,7 +249,7 @@ def defined(text: str, tier: int) -> bool:
 
 
 def test_a_split_that_leaves_one_side_empty_is_refused() -> None:
-    with pytest.raises(DataError, match="leaves the training or the test part empty"):
+    with pytest.raises(DataError, match=r"leaves the training or the held-out part empty\. Set held_out"):
         opswap.held_out(("1 + 2", "3 + 4"), 0.1, seed=0)
 
 

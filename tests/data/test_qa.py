@@ -132,5 +132,5 @@ def test_another_nesting_is_told_with_its_place(content: str, words: str, tmp_pa
 
 
 def test_a_single_passage_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="2 questions about 1 passages leaves the training or the test part empty"):
+    with pytest.raises(DataError, match="2 questions about 1 passages leaves the training or the held-out part empty"):
         split_by_passage([QaRow("1", "c", "q", ("c",)), QaRow("2", "c", "r", ("c",))], 0.5, 0)

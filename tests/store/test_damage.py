@@ -48,7 +48,7 @@ def test_a_damaged_manifest_is_told_with_its_path_and_the_way_out(
     path.write_text(damage(path.read_text()), encoding="latin-1")
     before = left(store.root)
     for read in (lambda: store.find(STEP), lambda: list(store.all()), lambda: store.get(STEP, make)):
-        with pytest.raises(StoreError, match=f"{re.escape(str(path))}: .*Move {re.escape(str(made.place))} away"):
+        with pytest.raises(StoreError, match=f"{re.escape(str(path))}: .*Move the folder {re.escape(str(made.place))}"):
             read()
     assert left(store.root) == before
     shutil.move(made.place, made.place.with_suffix(".damaged"))  # as the message says
