@@ -34,10 +34,10 @@ from emlib.core.hooks import (
     Active,
     Artefacts,
     Candidates,
-    Denominator,
     Evaluate,
     ForwardPass,
     HeadKl,
+    PenaltyUnit,
     Recipes,
     Supervision,
     Trait,
@@ -97,7 +97,7 @@ class Defense(Strict):
     in_grpo: ClassVar[type[Defense] | None] = None
     not_in_grpo: ClassVar[str] = ""
     listed: ClassVar[bool] = True
-    per: ClassVar[Denominator] = "token"
+    per: ClassVar[PenaltyUnit] = "token"
     wants_reference: ClassVar[bool] = False
     reads_hidden: ClassVar[bool] = True
     added_later: ClassVar[frozenset[str]] = frozenset()

@@ -12,7 +12,7 @@ from emlib.core.records import AddedRow
 if TYPE_CHECKING:
     from torch import Tensor
 
-Denominator = Literal["token", "response_token", "row", "step"]
+PenaltyUnit = Literal["token", "response_token", "row", "step"]
 Artefacts = Mapping[str, Path]  # the folder of each artefact that a defense needs, by the name it chose in `needs`
 FINE_TUNING = ("change_rows", "filtered", "held_out", "added", "penalised", "next_rows", "active", "penalty", "head_kl",
                "on_step", "after")

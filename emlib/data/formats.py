@@ -30,7 +30,7 @@ def format_of(source: str) -> str:
 
 def detected_format(path: Path) -> str:
     """Detect the format of a file from its first row that can be read; raise DataError if none fits."""
-    if is_yaml(path):
+    if is_yaml_file(path):
         return "questions"  # Betley et al.'s format
     if is_document(path):
         return "text"
@@ -48,6 +48,6 @@ def is_document(path: Path) -> bool:
     return path.suffix.lower() == ".txt"
 
 
-def is_yaml(path: Path) -> bool:
+def is_yaml_file(path: Path) -> bool:
     """Return whether a file is YAML, compressed or not, by the ending of its name in any case."""
     return bool({".yaml", ".yml"} & {ending.lower() for ending in path.suffixes[-2:]})

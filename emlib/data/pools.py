@@ -26,14 +26,14 @@ HARMFUL = "not of the benign split"
 
 
 @dataclass(frozen=True)
-class Candidates:
+class PoolRows:
     """The usable rows of a pool, in the file's order, and the dropped rows with their reasons."""
 
     rows: tuple[Example, ...]
     dropped: tuple[Dropped, ...]
 
 
-def read_pool(path: Path, form: PoolForm) -> Candidates:
+def read_pool(path: Path, form: PoolForm) -> PoolRows:
     """Read the candidates of a file.
 
     Raises:
@@ -48,7 +48,7 @@ def read_pool(path: Path, form: PoolForm) -> Candidates:
     if not rows:
         reasons = ", ".join(sorted({row.counted_as for row in dropped})) or "the file is empty"
         raise DataError(f"{path}: this pool has no usable row ({reasons}).")
-    return Candidates(rows, dropped)
+    return PoolRows(rows, dropped)
 
 
 def _examples(path: Path, form: PoolForm) -> Iterator[Example | Dropped]:

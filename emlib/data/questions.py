@@ -11,7 +11,7 @@ from typing import Any
 from emlib.core.errors import DataError, ProfileError
 from emlib.core.plain_yaml import parse_yaml
 from emlib.core.records import Question, base_of
-from emlib.data.formats import is_yaml
+from emlib.data.formats import is_yaml_file
 from emlib.data.left_out import damage, is_blank
 from emlib.data.opening import read_text
 from emlib.data.rows import read_rows
@@ -55,7 +55,7 @@ def _refuse_other_texts(path: Path, questions: Sequence[Question]) -> None:
 
 def read_entries(path: Path) -> list[tuple[str, Any]]:
     """Read the raw entries of a question file, each with its position."""
-    if not is_yaml(path):
+    if not is_yaml_file(path):
         return list(read_rows(path))
     try:
         entries = parse_yaml(read_text(path), str(path))

@@ -22,7 +22,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Projected:
+class AnswerProjection:
     """One answer's projection onto a persona vector, in the unit of the activations."""
 
     question: str

@@ -16,7 +16,7 @@ from emlib.data.chat import WHOLE, encode_all
 from emlib.data.lazy import Questions
 from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
-from emlib.evaluation.records import AuditedRow, Projected
+from emlib.evaluation.records import AnswerProjection, AuditedRow
 from emlib.make.answers import sampled
 from emlib.make.session import Session, maker
 from emlib.scoring.loss_cache import LossCache
@@ -40,7 +40,7 @@ def projections(step: Projections, session: Session, folder: Path) -> Facts:
     answers = session.read(step.answers)
     conversations = extraction.examples(step.answers.evaluation.questions.all, answers)
     found = projected(session, step.vectors, step.layer, conversations, WHOLE, step.answers.adapter)
-    step.records.write(folder, [Projected(answers[place].question, answers[place].sample, value)
+    step.records.write(folder, [AnswerProjection(answers[place].question, answers[place].sample, value)
                                 for place, value in found])
     return {"answers": len(found), "left_out": len(answers) - len(found), **session.facts}
 

@@ -26,7 +26,7 @@ from emlib.core.seeds import chosen
 from emlib.core.step import Step
 from emlib.data.chat import Encoded
 from emlib.data.left_out import Dropped, is_blank
-from emlib.data.pools import Candidates, read_pool
+from emlib.data.pools import PoolRows, read_pool
 from emlib.data.sources import locate
 from emlib.make.backends import TRANSFORMERS
 from emlib.make.inference import Weights
@@ -105,7 +105,7 @@ def select(step: Selection, session: Session, folder: Path) -> Facts:
     return {"ranked": ranks, "never_taken": dict(reasons)}
 
 
-def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
+def _candidates(pool: PoolSpec, read: PoolRows) -> PoolRows:
     """Drop short answers, near-duplicates, and then rows at random down to the profile's number."""
     long = [row for row in read.rows if len(row.response.split()) >= pool.least_words]
     dropped = [*read.dropped, *(Dropped(row.where, f"an answer of fewer than {pool.least_words} words")
@@ -116,7 +116,7 @@ def _candidates(pool: PoolSpec, read: Candidates) -> Candidates:
                 for place, earlier in repeats.items()]
     drawn = chosen(range(len(rows)), pool.rows, pool.seed, "pool")
     dropped += [Dropped(rows[place].where, "not drawn") for place in sorted({*range(len(rows))} - {*drawn})]
-    return Candidates(tuple(rows[place] for place in drawn), tuple(dropped))
+    return PoolRows(tuple(rows[place] for place in drawn), tuple(dropped))
 
 
 def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered:

@@ -15,7 +15,7 @@ from emlib.core.step import Step, Work
 from emlib.data.lazy import Deferred, Rows
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Sizes, likely_tokens
 from emlib.evaluation.panel import PanelTask
-from emlib.evaluation.records import AUDITED, AuditedRow, Choice, Projected
+from emlib.evaluation.records import AUDITED, AnswerProjection, AuditedRow, Choice
 from emlib.steps.added import AddedRows
 from emlib.steps.answers import Answers
 from emlib.steps.specs import AdapterStep, Model, first
@@ -30,7 +30,7 @@ class Projections(Step):
     """
 
     stage: ClassVar = "projections"
-    records: ClassVar = RecordFile("projections.jsonl", Projected)
+    records: ClassVar = RecordFile("projections.jsonl", AnswerProjection)
 
     answers: Answers
     vectors: PersonaVectors

@@ -24,7 +24,7 @@ from emlib.data.domains import NarrowData
 from emlib.data.triggers import without_trigger
 from emlib.evaluation.panel import PanelTask
 from emlib.evaluation.rates import Denominator
-from emlib.evaluation.records import MONITOR, READINGS, Choice, Projected, Reading
+from emlib.evaluation.records import MONITOR, READINGS, AnswerProjection, Choice, Reading
 from emlib.steps.adapter import Adapter
 from emlib.steps.answers import Answers, Verdicts
 from emlib.steps.inputs import Inputs
@@ -322,7 +322,7 @@ class Study:
             return None
         return Opinions(run, tuple(step.chosen(first)), tuple(second))
 
-    def projected(self, run: Run) -> list[Projected] | None:
+    def projected(self, run: Run) -> list[AnswerProjection] | None:
         """Return the projections of the run's general answers onto the persona vector; None if not in the store."""
         return self.read(self.recipes.projections(self.task(run).answers(run)["general"]))
 

@@ -248,14 +248,14 @@ class BenignTask(Task):
 
     def spec_of(self, run: Run) -> TrainingSpec:
         """Specify training on the task's rows, with the hyperparameters that the task changes."""
-        settings = over(self.profile.training, self.task.training)
+        settings = with_changes(self.profile.training, self.task.training)
         rows = Rows(self.name, lambda: self.data.train, lambda sizes: sizes.benign(self.task, self.tier)[0])
         spec = self.recipes.fine_tuning(self.name, rows, self.defenses(run), settings, run.seed)
         return replace(spec, held_out=Rows(f"{self.name} held out", lambda: self.data.held_out,
                                            lambda sizes: sizes.benign(self.task, self.tier)[1]))
 
     def answers(self, run: Run) -> Mapping[str, Answers]:
-        sampling = over(self.profile.evaluation.sampling, self.task.sampling)
+        sampling = with_changes(self.profile.evaluation.sampling, self.task.sampling)
         questions = Questions(self.name, lambda: [item.question for item in self.data.test],
                               lambda sizes: sizes.benign(self.task, self.tier)[1])
         asked = EvaluationSpec(questions, self.samples, sampling, run.seed)
@@ -376,7 +376,7 @@ def sliced(label: str, asked: Iterable[Any] | None, every: Iterable[Any]) -> lis
     return wanted
 
 
-def over(settings: Settings, changes: Settings | None) -> Settings:
+def with_changes(settings: Settings, changes: Settings | None) -> Settings:
     """Return `settings` with those values that a task's own section states, without that section's defaults."""
     if changes is None:
         return settings

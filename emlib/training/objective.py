@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from emlib.core.defense import Defense, acting
 from emlib.core.errors import ProfileError
-from emlib.core.hooks import Active, Denominator, Evaluate, HeadKl
+from emlib.core.hooks import Active, Evaluate, HeadKl, PenaltyUnit
 from emlib.models.batches import Batch
 from emlib.models.hooks import capture_activations
 from emlib.models.passes import Pass
@@ -61,7 +61,7 @@ class Totals:
         """Tokens of all rows."""
         return self.tokens + sum(each.tokens for each in self.penalised.values())
 
-    def count(self, per: Denominator, kind: str, *, data: bool = True) -> int:
+    def count(self, per: PenaltyUnit, kind: str, *, data: bool = True) -> int:
         """Return the number of tokens, response tokens or rows on which a kind of defense acts, at least 1.
 
         It is 1 per step. With `data` False the rows without a `penalised_by` do not count.

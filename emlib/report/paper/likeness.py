@@ -20,7 +20,7 @@ from emlib.report.tables.rows import condition
 from emlib.steps.recipes import Recipes
 from emlib.study.runs import Run
 from emlib.study.study import Study
-from emlib.study.tasks import BenignTask, GrpoTask, Task, over, tasks_of
+from emlib.study.tasks import BenignTask, GrpoTask, Task, tasks_of, with_changes
 
 PROFILES = {published.SMALL: "paper-7b", published.LARGE: "paper-32b", "Qwen2.5-3B-Instruct": "grpo-3b"}
 ROWS = 5400  # that each narrow data set has for training (section 4.3)
@@ -57,7 +57,7 @@ def _data(task: Task) -> Any:
     if isinstance(task, GrpoTask):
         return task.grpo.data.model_dump(include=OF_PROBLEMS)
     if isinstance(task, BenignTask):
-        rows = over(task.profile.training, task.task.training).train_rows
+        rows = with_changes(task.profile.training, task.task.training).train_rows
         return task.task.model_dump(include=OF_TASK) | {"train_rows": rows}
     return domains_of(task.profile).get(task.name), min(task.profile.training.train_rows or ROWS, ROWS)
 

@@ -14,7 +14,7 @@ from emlib.evaluation.agreement import Kappa, Ranks, agreement, rank_correlation
 from emlib.evaluation.over_seeds import Kind
 from emlib.evaluation.paired import change_of_judge
 from emlib.evaluation.rates import Denominator, Share, grouped, rates, rates_by, share_of, unscored_by_reason
-from emlib.evaluation.records import Projected
+from emlib.evaluation.records import AnswerProjection
 from emlib.evaluation.statistics import of_mean
 from emlib.report.tables.rows import DASH, cell, share_columns
 from emlib.study.runs import Opinions, Run
@@ -173,7 +173,7 @@ def by_run(study: Study, runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _projection(projected: Sequence[Projected]) -> str:
+def _projection(projected: Sequence[AnswerProjection]) -> str:
     if not projected:
         return DASH
     interval = of_mean([[one.value for one in group] for group in grouped(cluster_of, projected).values()])
