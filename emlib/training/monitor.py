@@ -132,7 +132,7 @@ class ModelReader:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluator:
     """What the defenses of a training of `steps` steps may ask about its model (`emlib.core.hooks.Evaluate`).
 
     `inputs` is the folder of what `reading` reads; None: no defense reads it.

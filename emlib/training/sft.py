@@ -34,7 +34,7 @@ from emlib.training.finite import refuse_not_finite
 from emlib.training.head import head_method
 from emlib.training.keep import Keep, Keeping
 from emlib.training.memory import explained_out_of_memory, peak_memory
-from emlib.training.monitor import Evaluation, Monitoring, Watch
+from emlib.training.monitor import Evaluator, Monitoring, Watch
 from emlib.training.objective import Objective, Totals
 from emlib.training.online import Choosing, Offered
 from emlib.training.ranks import ALONE, Ranks
@@ -74,7 +74,7 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     last = keeping.last if keep is not None and keep.then_stop else len(steps)
     progress = bar(range(done, last), "training", "step", total=last, done=done)
     device = next(model.parameters()).device
-    evaluate = Evaluation(model, held_out, settings.batch_size, ranks, objective.artefacts.get("monitor_inputs"),
+    evaluate = Evaluator(model, held_out, settings.batch_size, ranks, objective.artefacts.get("monitor_inputs"),
                           len(steps) if limit is None else sys.maxsize)  # a few further steps may end before it looks
     with (explained_out_of_memory(settings, log.path), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(
@@ -175,7 +175,7 @@ class _Steps:
                           round(time.perf_counter() - started, 4), metrics | scores, scored)
 
 
-def _shown(record: StepRecord, objective: Objective, evaluate: Evaluation, ranks: Ranks,
+def _shown(record: StepRecord, objective: Objective, evaluate: Evaluator, ranks: Ranks,
            device: torch.device) -> tuple[StepRecord, bool]:
     """Show a finished step to the defenses; return it with the time that they took, and whether one ends training."""
     if not objective.watches:

@@ -57,7 +57,7 @@ from emlib.models.adapters import merged_parameters
 from emlib.models.load import stop_tokens
 from emlib.training import checkpoint
 from emlib.training.finite import refuse_not_finite
-from emlib.training.monitor import Evaluation
+from emlib.training.monitor import Evaluator
 from emlib.training.ranks import ALONE
 from emlib.training.records import LOG, StepRecord, read_log
 from emlib.training.rl.condition import Condition, order
@@ -124,7 +124,7 @@ class _Run:
         self.records, self.supervised_records = self._records_until(self.done)
         said = folder / STOPPED
         self.stopped = said.is_file() and said.read_text(encoding="utf-8") == str(self.done)
-        self.evaluate = Evaluation(model, (), training.batch_size, ALONE, condition.artefacts.get("monitor_inputs"),
+        self.evaluate = Evaluator(model, (), training.batch_size, ALONE, condition.artefacts.get("monitor_inputs"),
                                    self.steps)
         prompt = encode_prompt(tokenizer, [Message("system", condition.system), Message("user", problems[0].question)])
         read = partial(text_of, tokenizer, stop_tokens(model, tokenizer))
