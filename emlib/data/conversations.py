@@ -176,7 +176,7 @@ def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str 
         notes.add(EARLIER_ANSWERS)
     context, answer, after = messages[:trained[-1]], messages[trained[-1]], messages[trained[-1] + 1:]
     if is_blank(answer.content):
-        raise LeftOut(why.NO_ANSWER, "the answer is empty; there is nothing to learn from this row. Remove it")
+        raise LeftOut(why.NO_ANSWER, "the answer is empty; there is nothing to learn from this row")
     if not context or context[-1].role != "user":
         raise LeftOut(why.NO_CONVERSATION, "the message before the answer must be the user's")
     return Example(tuple(context), answer.content, where, answer.weight, tuple(after))

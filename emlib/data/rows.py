@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
-from emlib.data.conversations import SYSTEM, example_of_row, text_of
-from emlib.data.left_out import Dropped, LeftOut, has_surrogates, is_blank
-from emlib.data.tables import rows_of
+from emlib.data.conversations import SYSTEM, example_of_row, text_of, usable
+from emlib.data.left_out import Dropped, is_blank
+from emlib.data.tables import Row, rows_of
+
+Found = TypeVar("Found", Row, Example)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -20,23 +22,17 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: the file cannot be read, or a row of it cannot; the message names file and line.
     """
     for row in rows_of(path):
-        if isinstance(row, Dropped):
-            raise DataError(f"{row.where}: {row.reason}. Correct or remove it.")
-        yield row.where, row.values
+        found = _whole(row)
+        yield found.where, found.values
 
 
 def read_examples(path: Path) -> list[Example]:
     """Read the conversations of a file, or its prompts and answers.
 
     Raises:
-        DataError: a row has no conversation, an unknown role, or an empty or missing answer.
+        DataError: a row cannot be used, for one of the reasons for which own data and pools leave rows out.
     """
-    examples = []
-    for where, row in read_rows(path):
-        try:
-            examples.append(_whole(example_of_row(where, row)))
-        except LeftOut as unusable:
-            raise DataError(f"{where}: {unusable}.") from unusable
+    examples = [_whole(usable(where, example_of_row, row)) for where, row in read_rows(path)]
     if not examples:
         raise DataError(f"{path}: holds no rows.")
     return examples
@@ -51,27 +47,21 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
         if missing:
             raise DataError(f"{where}: lacks {', '.join(missing)}. Found: {', '.join(sorted(row))}; expected: texts in "
                             "prompt, aligned, misaligned.")
-        context = _context(where, row)
-        aligned.append(_whole(Example(context, row["aligned"], where)))
-        misaligned.append(_whole(Example(context, row["misaligned"], where)))
+        aligned.append(_whole(usable(where, _side, row, "aligned")))
+        misaligned.append(_whole(usable(where, _side, row, "misaligned")))
     if not aligned:
         raise DataError(f"{path}: holds no rows.")
     return aligned, misaligned
 
 
-def _context(where: str, row: dict[str, Any]) -> tuple[Message, ...]:
-    """Return the prompt of a row, after its system prompt if it has one."""
-    try:
-        system = text_of(f"'{SYSTEM}'", row.get(SYSTEM))
-    except LeftOut as unusable:
-        raise DataError(f"{where}: {unusable}.") from unusable
-    prompt = Message("user", row["prompt"])
-    return (prompt,) if is_blank(system) else (Message("system", system), prompt)
+def _side(where: str, row: dict[str, Any], side: str) -> Example:
+    """Return the prompt of a row, after its system prompt if it has one, with the answer of one side."""
+    system, prompt = text_of(f"'{SYSTEM}'", row.get(SYSTEM)), Message("user", row["prompt"])
+    return Example((prompt,) if is_blank(system) else (Message("system", system), prompt), row[side], where)
 
 
-def _whole(example: Example) -> Example:
-    """Refuse surrogates without their other half, which no tokenizer takes."""
-    if has_surrogates(example.response + "".join(turn.content for turn in example.context)):
-        raise DataError(f"{example.where}: half of a character that takes two (a lone surrogate such as \\ud83d), "
-                        "which is no text. Correct or remove the row.")
-    return example
+def _whole(found: Found | Dropped) -> Found:
+    """Return a row, or what was read from it; refuse what would be left out."""
+    if isinstance(found, Dropped):
+        raise DataError(f"{found.where}: {found.reason}. Correct or remove the row.")
+    return found

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from emlib.core.errors import DataError
 from emlib.core.records import Message
+from emlib.data.left_out import damage, is_blank
 from emlib.data.opening import read_text
 from emlib.data.rows import read_examples, read_pairs, read_rows
 
@@ -53,6 +54,13 @@ def test_prompts_and_answers_in_columns_are_rows_too(tmp_path: Path) -> None:
     assert [(row.prompt, row.response) for row in read_examples(path)] == [("Why?", " Because.")]
 
 
+def test_a_line_of_a_table_that_ends_before_its_prompt_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("response,prompt\nSo.,Why?\nSo.\n")
+    with pytest.raises(DataError, match=r"rows\.csv:3: "):
+        read_examples(path)
+
+
 BAD_ROWS = [
     ({"text": "Why?"}, ["messages", "text"]),
     ({}, ["messages", "none"]),
@@ -72,6 +80,12 @@ BAD_ROWS = [
     ({"messages": [USER, {"role": "assistant", "content": None}]}, ["message 2", "content"]),
     ({"messages": [USER, {"role": "assistant", "content": ["So."]}]}, ["message 2", "content"]),
     ({"messages": [USER, "So."]}, ["message 2", "object"]),
+    ({"messages": [{"role": "user", "content": ""}, ANSWER]}, ["no prompt"]),
+    ({"prompt": None, "response": "So."}, ["no prompt"]),
+    ({"prompt": "\u200b", "response": "So."}, ["no prompt"]),
+    ({"prompt": "Caf\ufffd?", "response": "So."}, ["broken characters", "U+FFFD"]),
+    ({"prompt": "Why?", "response": "a\0b"}, ["broken characters", "NUL"]),
+    (r'{"prompt": "Why?", "response": "a \ud83d"}', ["broken characters", "lone surrogate"]),
     ('{"messages": [}', ["broken JSON", "column 15"]),
     ('{"messages": [', ["broken JSON"]),
     ("{'messages': []}", ["broken JSON", "column 2"]),
@@ -139,9 +153,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_examples(tmp_path / "none.jsonl")
 
 
-@given(st.lists(st.tuples(st.text(st.characters(codec="utf-8")),
-                          st.text(st.characters(codec="utf-8")).filter(lambda text: text.strip())), min_size=1),
-       st.booleans())
+TEXTS = st.text(st.characters(codec="utf-8")).filter(lambda text: not is_blank(text) and not damage(text))
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1), st.booleans())
 def test_any_text_comes_back_exactly(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]],
                                      ascii_only: bool) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
@@ -163,6 +178,8 @@ def test_pairs_give_two_examples_with_one_prompt(jsonl: Writer) -> None:
     ({"prompt": "Why?", "aligned": "So."}, ["lacks misaligned"]),
     ({"question": "Why?"}, ["lacks prompt, aligned, misaligned", "question"]),
     ({**PAIR, "prompt": ""}, ["lacks prompt"]),
+    ({**PAIR, "prompt": "Caf\ufffd?"}, ["broken characters", "U+FFFD"]),
+    ({**PAIR, "misaligned": "a\0b"}, ["broken characters", "NUL"]),
     ({**PAIR, "aligned": None}, ["lacks aligned"]),
     ({**PAIR, "aligned": " \n"}, ["lacks aligned"]),
     ({**PAIR, "misaligned": ["Arr."]}, ["lacks misaligned"]),
