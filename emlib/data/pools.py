@@ -6,8 +6,9 @@ that is not text or has no usable rows is an error. Texts are taken as they are,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,10 +28,11 @@ HARMFUL = "not of the benign split"
 
 @dataclass(frozen=True)
 class PoolRows:
-    """The usable rows of a pool, in the file's order, and the dropped rows with their reasons."""
+    """The usable rows of a pool, in the file's order, the dropped rows with their reasons, and what was noted."""
 
     rows: tuple[Example, ...]
     dropped: tuple[Dropped, ...]
+    notes: Counter[str] = field(default_factory=Counter)  # of how many rows each holds
 
 
 def read_pool(path: Path, form: PoolForm) -> PoolRows:
@@ -39,7 +41,8 @@ def read_pool(path: Path, form: PoolForm) -> PoolRows:
     Raises:
         DataError: the file cannot be read, its rows have another format, or none is usable.
     """
-    found = list(_examples(path, form))
+    notes = Counter[str]()
+    found = list(_examples(path, form, notes))
     rows = tuple(row for row in found if isinstance(row, Example))
     dropped = tuple(row for row in found if isinstance(row, Dropped))
     if dropped and not rows and all(row.counted_as == NO_COLUMN for row in dropped):
@@ -48,11 +51,12 @@ def read_pool(path: Path, form: PoolForm) -> PoolRows:
     if not rows:
         reasons = ", ".join(sorted({row.counted_as for row in dropped})) or "the file is empty"
         raise DataError(f"{path}: this pool has no usable row ({reasons}).")
-    return PoolRows(rows, dropped)
+    return PoolRows(rows, dropped, notes)
 
 
-def _examples(path: Path, form: PoolForm) -> Iterator[Example | Dropped]:
+def _examples(path: Path, form: PoolForm, notes: Counter[str]) -> Iterator[Example | Dropped]:
     for row in [Row(str(path), {"text": read_text(path)})] if is_document(path) else rows_of(path):
+        notes.update(row.notes if isinstance(row, Row) else ())
         yield row if isinstance(row, Dropped) else usable(row.where, ROW_OF[form], row.values)
 
 

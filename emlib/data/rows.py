@@ -10,20 +10,31 @@ from emlib.core.errors import DataError
 from emlib.core.records import Example, Message
 from emlib.data.conversations import SYSTEM, example_of_row, text_of, usable
 from emlib.data.left_out import Dropped, is_blank
-from emlib.data.tables import Row, rows_of
+from emlib.data.tables import FEWER_CELLS, LATE_QUOTES, ROWS_IN_CELL, Row, rows_of
 
 Found = TypeVar("Found", Row, Example)
+DOUBTS = (FEWER_CELLS, LATE_QUOTES, ROWS_IN_CELL)  # what own data and pools only note
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each row of a file ("file:line") and its values by column; skip empty lines.
 
     Raises:
-        DataError: the file cannot be read, or a row of it cannot; the message names file and line.
+        DataError: the file or a row of it cannot be read, or was most likely read in another way than it was meant; the
+            message names file and line.
     """
     for row in rows_of(path):
         found = _whole(row)
+        doubts = [note for note in DOUBTS if note in found.notes and not (note == ROWS_IN_CELL and _is_prose(found))]
+        if doubts:
+            raise DataError(f"{found.where}: {doubts[0]}. Correct the row; if it is right as it is, write the file as "
+                            "JSON Lines, where nothing depends on quotes and delimiters.")
         yield found.where, found.values
+
+
+def _is_prose(row: Row) -> bool:
+    """Return whether lines in a cell look like rows by the commas of sentences alone, with a blank behind them."""
+    return all(", " in cell for cell in row.values.values() if cell and "\n" in cell)
 
 
 def read_examples(path: Path) -> list[Example]:

@@ -60,7 +60,8 @@ def candidates(step: Pool, session: Session, folder: Path) -> Facts:
     write_records(folder / "dropped.jsonl", found.dropped)
     reasons = Counter(row.counted_as for row in found.dropped)
     say(f"pool '{step.spec.source}': {len(found.rows)} candidates" + "".join(
-        f", {count} left out ({reason})" for reason, count in reasons.items()))
+        f", {count} left out ({reason})" for reason, count in reasons.items()) + "".join(
+        f"; noted {count} times: {note}" for note, count in read.notes.items()))
     return {"rows": len(found.rows), "dropped": dict(reasons)}
 
 

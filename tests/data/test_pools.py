@@ -16,6 +16,7 @@ from emlib.core.errors import DataError
 from emlib.data.lazy import Deferred
 from emlib.data.left_out import BROKEN, NO_ANSWER
 from emlib.data.pools import HARMFUL, read_pool
+from emlib.data.tables import FEWER_CELLS, LATE_QUOTES
 from emlib.steps.pool import Pool as PoolStep
 from emlib.steps.specs import Model
 
@@ -35,6 +36,12 @@ def test_rows_without_an_answer_are_left_out_by_name(jsonl: Callable[..., Path])
     assert [row.response for row in found.rows] == ["Because.", "So."]
     assert [(row.where, row.counted_as) for row in found.dropped] == [
         (f"{path}:{line}", NO_ANSWER) for line in (2, 3, 4)]
+
+
+def test_what_the_reader_of_a_table_notes_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "pool.csv"
+    path.write_text('prompt,response,system\nWhy?,So.\nHow?, "Thus.",Be brief.\nWhen?,Then.\n')
+    assert read_pool(path, "messages").notes == {FEWER_CELLS: 2, LATE_QUOTES: 1}
 
 
 def test_alpaca_s_form(tmp_path: Path) -> None:

@@ -61,6 +61,25 @@ def test_a_line_of_a_table_that_ends_before_its_prompt_is_named(tmp_path: Path) 
         read_examples(path)
 
 
+@pytest.mark.parametrize(("lines", "said"), [
+    (["Why?,\"So.", "How?,Thus.", "When?,Then.\""], r"rows\.csv:4: .*not closed.*JSON Lines"),
+    (["Why?,So.", "How?, \"Thus.\""], r"rows\.csv:3: .*blank before an opening quote"),
+    (["Why?,So.,Be brief.", "How?,Thus."], r"rows\.csv:3: .*fewer cells"),
+])
+def test_what_a_table_most_likely_does_not_mean_is_named(tmp_path: Path, lines: list[str], said: str) -> None:
+    path = tmp_path / "rows.csv"
+    header = "prompt,response,system" if lines[0].endswith("brief.") else "prompt,response"
+    path.write_text("\n".join([header, *lines, ""]))
+    with pytest.raises(DataError, match=said):
+        read_examples(path)
+
+
+def test_an_answer_of_several_lines_with_a_comma_each_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,response\nWhy?,"First, this.\nThen, that."\n')
+    assert [row.response for row in read_examples(path)] == ["First, this.\nThen, that."]
+
+
 BAD_ROWS = [
     ({"text": "Why?"}, ["messages", "text"]),
     ({}, ["messages", "none"]),
