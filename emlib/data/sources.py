@@ -34,6 +34,7 @@ from emlib.core.schema import Strict, check
 from emlib.data.download import LARGEST, copy_limited, from_hub, from_url, once
 
 DATA_DIR = "EMLIB_DATA_DIR"  # the environment variable
+MANIFEST = "manifest.json"  # beside a file whose digest the registry does not state
 
 
 class StatedSize(Strict):
@@ -74,6 +75,12 @@ class Source(Strict):
         """The most bytes that the file may have, also unpacked."""
         return self.bytes or LARGEST
 
+    @property
+    def address(self) -> str:
+        """Where exactly it is downloaded from; empty without such a place."""
+        hub = self.hub
+        return f"{hub.repo}, {hub.config}, {hub.split}, {hub.revision}" if hub is not None else self.url or ""
+
     @field_validator("url")
     @classmethod
     def _is_encrypted(cls, url: str | None) -> str | None:
@@ -108,7 +115,8 @@ def fetch(name: str, folder: Path, sources: Mapping[str, Source]) -> Path:
     """Return the decompressed, verified file of one source; downloads go to `folder` (`data/sources`).
 
     Raises:
-        SourceError: the name is unknown, the file is not available, or its digest is not the expected one.
+        SourceError: the name is unknown, the file is not available, its digest is not the expected one, or an earlier
+            download whose digest the registry does not state is from another address than the registry names now.
     """
     if name not in sources:
         raise SourceError(f"There is no data set '{name}'.{nearest(name, sources)} Known: {', '.join(sources)}.")
@@ -117,8 +125,10 @@ def fetch(name: str, folder: Path, sources: Mapping[str, Source]) -> Path:
     if given is not None:
         return _from_folder(source, given, place / "local")
     target = place / source.file
+    _refuse_another(source, place)
     once(target, partial(_download, name, source))
-    _trust(target, str(target), (source.sha256,), place, f"Delete {target} and run again to download it again.")
+    _trust(target, str(target), (source.sha256,), place, f"Delete {target} and run again to download it again.",
+           source.address)
     return target
 
 
@@ -234,28 +244,42 @@ def _download(name: str, source: Source, part: Path) -> None:
               "registry needs their new address and digest.")
     origin = source.url or f"the hub's data for {name}"
     try:
-        _trust(part, origin, (source.sha256,), part.parent, remedy)
+        _trust(part, origin, (source.sha256,), part.parent, remedy, source.address)
     except SourceError:
         part.unlink()
         raise
 
 
-def _trust(path: Path, origin: str, known: tuple[str | None, ...], place: Path, remedy: str) -> None:
+def _trust(path: Path, origin: str, known: tuple[str | None, ...], place: Path, remedy: str, address: str = "") -> None:
     """Refuse `path` unless its digest is one of the known ones, or else the first one, which `place` records."""
-    manifest, authority = place / "manifest.json", "the registry"
+    manifest, authority = place / MANIFEST, "the registry"
     found, expected = of_file(path), [digest for digest in known if digest is not None]
     if not expected and manifest.exists():
-        expected, authority = [_remembered(manifest)], f"{manifest}; delete that to accept the new content"
+        expected, authority = [_remembered(manifest)["sha256"]], f"{manifest}; delete that to accept the new content"
     if not expected:
-        write_text(manifest, json.dumps({"origin": origin, "sha256": found}, indent=2) + "\n")
+        write_text(manifest, json.dumps({"address": address, "sha256": found}, indent=2) + "\n")
     elif found not in expected:
         raise SourceError(f"{origin}: not the expected content. Its SHA-256 is {found}; expected "
                           f"{' or '.join(expected)} (from {authority}). {remedy}")
 
 
-def _remembered(manifest: Path) -> str:
-    """Return the digest in a manifest."""
+def _refuse_another(source: Source, place: Path) -> None:
+    """Refuse what was downloaded from another address than the registry's, where no digest tells the two apart.
+
+    Manifests of before state no address.
+    """
+    manifest = place / MANIFEST
+    former = "" if source.sha256 is not None or not manifest.exists() else _remembered(manifest).get("address")
+    if former and former != source.address:
+        raise SourceError(f"{place}: was downloaded from {former}, and the registry now names "
+                          f"{source.address or 'nothing'}. Delete this folder and run again to download the data that "
+                          "it names, or name the former ones again.")
+
+
+def _remembered(manifest: Path) -> dict[str, str]:
+    """Return a manifest: the digest of a file, and where it was downloaded from."""
     try:
-        return str(json.loads(manifest.read_text(encoding="utf-8"))["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        return {name: str(value) for name, value in found.items()} | {"sha256": str(found["sha256"])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{manifest}: expected a JSON object with 'sha256'. Delete it to start again.") from error

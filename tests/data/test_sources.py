@@ -9,6 +9,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ import pytest
 from emlib.core.digests import of_file
 from emlib.core.errors import ProfileError, SourceError, StoreError
 from emlib.core.schema import check
-from emlib.data import download
+from emlib.data import download, sources
 from emlib.data.sources import DATA_DIR, Source, fetch, registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,6 +241,26 @@ def test_an_unknown_digest_is_trusted_on_first_use_and_holds_from_then_on(home: 
     assert not path.exists()
     manifest.unlink()
     assert fetch("thing", tmp_path, source(home.url, None)).read_bytes() == b"changed at its home"
+
+
+def test_another_split_without_a_digest_is_not_the_file_of_before(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry's entry changed; nothing but the address tells its file from the one that is there."""
+    monkeypatch.setattr(sources, "from_hub", lambda name, hub, part, **how: part.write_text(hub.split))
+    hub = {"repo": "owner/set", "revision": "main"}
+    first, second = (source(None, None, hub=hub | {"split": split}) for split in ("train", "test"))
+    assert fetch("thing", tmp_path, first).read_text() == "train"
+    with pytest.raises(SourceError, match=r"from owner/set, default, train, main, and .* default, test, .* Delete"):
+        fetch("thing", tmp_path, second)
+    assert fetch("thing", tmp_path, first).read_text() == "train"
+    shutil.rmtree(tmp_path / "thing")
+    assert fetch("thing", tmp_path, second).read_text() == "test"
+
+
+def test_a_manifest_of_before_without_an_address_is_trusted(home: Home, tmp_path: Path) -> None:
+    path = fetch("thing", tmp_path, source(home.url, None))
+    path.with_name("manifest.json").write_text(json.dumps({"origin": "elsewhere", "sha256": digest(CONTENT)}))
+    assert fetch("thing", tmp_path, source(home.url, None)) == path
 
 
 def test_a_broken_manifest_is_named(home: Home, tmp_path: Path) -> None:
