@@ -176,14 +176,14 @@ class Inference(AbstractContextManager["Inference"]):
         if weights in self.compared:
             return
         try:
-            self.client  # noqa: B018  starts the server
+            client = self.client  # which starts the server
         except EmlibError as error:
             self.failed = error
             raise
         chat, prompts = self.chat(), self._prompts()
-        theirs = self.client.logprobs(self.model(weights), prompts, "proof")
+        theirs = client.logprobs(self.model(weights), prompts, "proof")
         under = nullcontext(chat.model) if weights.folder is None else adapters.loaded(chat.model, weights.folder)
         with under as model:
             ours = [token_logprobs(model, torch.tensor(prompt, device=chat.device)) for prompt in prompts]
-        refuse_disagreement(f"vLLM at {self.client.url}, {weights}", [*chain(*theirs)], [*chain(*ours)])
+        refuse_disagreement(f"vLLM at {client.url}, {weights}", [*chain(*theirs)], [*chain(*ours)])
         self.compared[weights] = theirs

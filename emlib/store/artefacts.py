@@ -75,9 +75,13 @@ class Artefact:
     @property
     def folder(self) -> Path:
         """Its folder, after comparing every file with its digest."""
+        self.verify()
+        return self.place
+
+    def verify(self) -> None:
+        """Raise StoreError if a file is missing, or was changed."""
         for name in self.files:
             self.file(name)
-        return self.place
 
     def file(self, name: str) -> Path:
         """Return the path of one of its files, after comparing the file with its digest.
@@ -156,7 +160,7 @@ class Store:
                 copy = folder.with_suffix(COPY)
                 self._make_room(folder)
                 shutil.copytree(artefact.place, copy, ignore=shutil.ignore_patterns(SCRATCH))
-                replace(artefact, place=copy).folder  # noqa: B018  checks every file
+                replace(artefact, place=copy).verify()
                 os.replace(copy, folder)
 
     def remove(self, step: Step) -> bool:

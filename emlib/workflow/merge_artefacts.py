@@ -151,7 +151,7 @@ def _whole(store: Store, stage: str, key: str, damage: list[str], *, missing: bo
     try:
         found = store.at(stage, key)
         if found is not None:
-            found.folder  # noqa: B018  checks every file
+            found.verify()
         elif not missing:
             damage.append(f"{store.root / stage / key}: has no {MANIFEST}")
         return found

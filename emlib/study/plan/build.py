@@ -108,12 +108,12 @@ class Lacking:
             return False  # without a key, which may need data that are not on this machine
         if step not in self._there:
             try:
-                step.key  # noqa: B018  computed here, so that only a key's errors are caught
+                key = step.key  # here, so that only a key's errors are caught
             except (SourceError, DataError):
                 self.unknown.add(step)
                 self._there[step] = False
             else:
-                self._there[step] = self.store.find(step) is not None
+                self._there[step] = self.store.at(step.stage, key) is not None
         return self._there[step]
 
 
