@@ -27,7 +27,7 @@ from emlib.config.references import (
 from emlib.core import paths, plugins
 from emlib.core.errors import ProfileError, nearest, shortened
 from emlib.core.names import ALLOWED, Word, is_name
-from emlib.core.of_kind import are_unknown_kinds_allowed
+from emlib.core.of_kind import unknown_kinds_allowed
 from emlib.core.plain_yaml import read_yaml
 from emlib.core.schema import Strict, check
 
@@ -131,7 +131,7 @@ def sound(data: Any, path: str) -> Profile:
     """Validate the plain data of a profile; raise ProfileError as `load_profile` does, with `path` in each message."""
     refuse_missing(data, path)
     files = data.get("plugins") if isinstance(data, dict) else None
-    if isinstance(files, list) and not are_unknown_kinds_allowed():
+    if isinstance(files, list) and not unknown_kinds_allowed.is_set:
         plugins.load(list(map(str, files)))  # which registers their kinds of defense
     profile = check(Profile, data, path)
     stated: dict[str, str] = {}

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 
 class Flag:
-    """Is true within `with flag():`, or within a function that `@flag()` decorates, in this thread alone."""
+    """Is set within `with flag():`, or within a function that `@flag()` decorates, in this thread alone."""
 
     def __init__(self, name: str) -> None:
         self._value = ContextVar(name, default=False)
@@ -22,6 +22,7 @@ class Flag:
         finally:
             self._value.reset(before)
 
-    def __bool__(self) -> bool:
-        """Return whether it is set here."""
+    @property
+    def is_set(self) -> bool:
+        """Whether it is set here."""
         return self._value.get()

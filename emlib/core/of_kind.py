@@ -28,11 +28,6 @@ class UnknownDefense(Defense):
     listed: ClassVar[bool] = False
 
 
-def are_unknown_kinds_allowed() -> bool:
-    """Return whether `unknown_kinds_allowed` is active."""
-    return bool(unknown_kinds_allowed)
-
-
 @dataclass(frozen=True)
 class OfKind:
     """Annotates a field that holds a defense for one purpose."""
@@ -58,7 +53,7 @@ class OfKind:
             return self._acting(value) if isinstance(value, Defense) else value
         kind = value.get("kind")
         if isinstance(kind, str) and kind not in kinds(self.purpose):
-            if unknown_kinds_allowed:
+            if unknown_kinds_allowed.is_set:
                 return UnknownDefense.model_validate(value)
             self._refuse_in_grpo(kind)
         adapter = _adapter(self.record_types)  # which refuses a kind that nobody knows

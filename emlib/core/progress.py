@@ -18,7 +18,7 @@ def bar(items: Iterable[Any] | None, what: str, unit: str, *, total: int, done: 
 
     In notebooks that papermill runs, where nobody watches, there are no bars.
     """
-    hidden = bool(quiet) or "EMLIB_HEADLESS" in os.environ
+    hidden = quiet.is_set or "EMLIB_HEADLESS" in os.environ
     return tqdm(items, what, total, initial=done, unit=unit, leave=False, disable=hidden)
 
 

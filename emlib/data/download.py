@@ -39,11 +39,6 @@ class NotHere(SourceError):
     """A file is not on this machine, and nothing is downloaded now."""
 
 
-def may_download() -> bool:
-    """Return whether this thread may download, and is not within `nothing_downloaded`."""
-    return not nothing_downloaded
-
-
 def once(target: Path, download: Callable[[Path], object]) -> None:
     """Call `download` with the path of an unfinished file, which becomes `target`, unless that is there.
 
@@ -54,7 +49,7 @@ def once(target: Path, download: Callable[[Path], object]) -> None:
     """
     if target.exists():
         return
-    if not may_download():
+    if nothing_downloaded.is_set:
         raise NotHere(f"{target}: is not on this machine, and nothing is downloaded to plan.")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from emlib.core.defense import Defense, acting, needs_of
 from emlib.core.errors import DataError, ProfileError, SourceError
 from emlib.core.records import Example
 from emlib.core.step import Step
-from emlib.data.download import may_download
+from emlib.data.download import nothing_downloaded
 from emlib.data.lazy import Current, Deferred, Rows
 from emlib.data.sizes import Sizes
 from emlib.data.sources import locate
@@ -131,7 +131,7 @@ class Recipes:
         try:
             return rows.count
         except (SourceError, DataError):
-            if may_download():
+            if not nothing_downloaded.is_set:
                 raise
             return rows.size(Sizes()).rows
 
