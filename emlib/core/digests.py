@@ -54,16 +54,16 @@ def of_text(text: str) -> str:
 
 
 class Keyed:
-    """The base of values that say themselves what a key has of them."""
+    """The base of values that say themselves which part of them enters a key."""
 
     @property
     def identity(self) -> Any:
-        """What determines results of it, as JSON."""
+        """The part of it that enters a key, as JSON: what determines results."""
         raise NotImplementedError
 
 
 def keyed(value: Any) -> Any:
-    """Return what a key has of a value, as JSON: its `identity`, or a record's compared fields."""
+    """Return the part of a value that enters a key, as JSON: its `identity`, or a record's compared fields."""
     if isinstance(value, Keyed):
         return value.identity
     if is_dataclass(value):
@@ -74,7 +74,7 @@ def keyed(value: Any) -> Any:
 
 
 def compared(record: Any) -> dict[str, Any]:
-    """Return what a key has of those fields of a dataclass by which its records are compared."""
+    """Return the fields by which a dataclass compares its records: of each, the part that enters a key."""
     return {field.name: keyed(getattr(record, field.name)) for field in fields(record) if field.compare}
 
 

@@ -1,7 +1,7 @@
-"""Atomic writing of files and folders, and records as JSON lines, also such with a check of themselves.
+"""Atomic writing of files and folders, records as JSON lines, and JSON lines that carry a checksum.
 
-Progress is kept in lines with a check, `<JSON> TAB <16 hex digits>`, so that a damaged one is found and computed again.
-JSON itself holds no tab.
+Progress is kept in the latter, `<JSON> TAB <16 hex digits>`, so that a damaged line is found and computed again. JSON
+itself holds no tab.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Strict(BaseModel, Keyed):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a key has of it: its values; of records among them, also in lists and mappings, their identities."""
+        """The part of it that enters a key: its values; for records, also in lists and mappings, their identities."""
         values = self.model_dump(mode="json", exclude=set(self.not_in_keys))
         return {name: _keyed(getattr(self, name), shown) for name, shown in values.items()}
 
@@ -41,7 +41,7 @@ class Strict(BaseModel, Keyed):
 
 
 def _keyed(value: Any, shown: Any) -> Any:
-    """Return what a key has of a value, which is `shown` as JSON: the identities of the records in it."""
+    """Return the part of a value that enters a key; `shown` is the value as JSON, with all of its records."""
     if isinstance(value, Keyed):
         return value.identity
     if isinstance(value, tuple | list):

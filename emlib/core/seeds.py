@@ -34,5 +34,5 @@ def chosen(items: Sequence[Item], count: int | None, seed: int, *names: str) -> 
 
 
 def some_of(items: Sequence[Item], count: int | None, what: str) -> list[Item]:
-    """Return a fixed choice of `chosen`, the same in every run."""
+    """Return `count` of the items (None: all), chosen by a fixed seed: the same in every run and study."""
     return chosen(items, count, 0, "checks", what)

@@ -99,7 +99,7 @@ class Step(Keyed, ABC):
 
     @property
     def identity(self) -> str:
-        """What the key of a step that is made from it has of it."""
+        """The part of it that enters the key of a step that is made from it."""
         return self.key
 
     @cached_property

@@ -28,7 +28,7 @@ class Deferred(Keyed, Generic[Value]):
 
     @property
     def identity(self) -> Any:
-        """What a key has of the value."""
+        """The part of the value that enters a key."""
         return keyed(self.value)
 
 

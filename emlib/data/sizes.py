@@ -97,7 +97,7 @@ class Sizes:
         return replace(size, rows=rows - held_out), held_out
 
     def own(self, own: Own) -> tuple[Size, int]:
-        """Return the same as `narrow` for the user's own rows, whose length the first rows of the file give."""
+        """Return the same as `narrow` for the user's own rows; their mean length is that of the file's first rows."""
         if own.file is None:  # on the hub: a plan does not check whether it is downloaded
             self.assumed.add(OWN)
             size = Size(own.rows, *LIKE_CODE)

@@ -94,7 +94,7 @@ def projections(step: ReferenceProjections, session: Session, folder: Path) -> F
 
 
 def _stored(step: Reference, session: Session, write: Callable[..., int]) -> Facts:
-    """Store what `write` does of the rows that are trained on; on rows that one defense penalises no other acts."""
+    """Store what `write` makes from the training rows, without those that a defense penalises."""
     seconds = session.timer(step)
     artefacts = {name: session.folder_of(needed) for name, needed in step.artefacts}
     rows = training_rows(session, replace(step.spec, defenses=step.adding), artefacts)

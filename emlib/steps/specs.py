@@ -28,7 +28,7 @@ class Model(Keyed):
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a key has of it."""
+        """The part of it that enters a key."""
         return self.spec.identity
 
     @cached_property

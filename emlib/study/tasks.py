@@ -222,7 +222,7 @@ class NarrowTask(Task):
 
 
 def _side(run: Run) -> Side:
-    """Return the side of a narrow data set that a run trains on; the untrained model has that of most others."""
+    """Return the side of a narrow data set that a run trains on; for the untrained model that of most other runs."""
     return "aligned" if run.method == ALIGNED else "misaligned"
 
 
