@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEEPEST = 1000  # decoder blocks; no model has more
-REFUSING = ("fits", "excludes")  # methods whose exceptions are reasons
+REFUSING = ("fits", "excludes")  # methods that refuse by an exception: it is no mistake of the author
 ADD = {  # what to do in a profile without that section
     "own": "Add one, such as own: {file: my-data.csv}",
     "pool": "Add one, such as pool: {source: demo/pool.jsonl}",

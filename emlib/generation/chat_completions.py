@@ -89,7 +89,7 @@ class ServedModel:
     context: int  # the most tokens of a prompt and its answer
     defaults: Sampling  # where a request leaves it open
     sample: Sampler  # several threads may call it
-    first: int = 0  # the number of the first sample of a prompt that is asked without a seed, times `MOST`
+    session: int = 0  # sessions that sampled before: unseeded samples of this one have other numbers than theirs
     counted: Callable[[Mapping[str, int]], object] = lambda _: None  # gets what each request adds to the counts
     counts: Counter[str] = field(default_factory=Counter, init=False)  # requests, and what was wrong with them
     _asked: Counter[str] = field(default_factory=Counter, init=False)
@@ -121,7 +121,7 @@ class ServedModel:
                             max_new_tokens=min(limit, self.context - len(ids)), batch_rows=self.defaults.batch_rows)
         name = of_value([ids, body.seed])[:16]
         with self._lock:
-            start = 0 if body.seed is not None else self.first * MOST + self._asked[name]
+            start = 0 if body.seed is not None else self.session * MOST + self._asked[name]
             self._asked[name] += body.n
         return [Request(Question(name, ""), start + number, ids) for number in range(body.n)], sampling
 

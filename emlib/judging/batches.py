@@ -201,7 +201,7 @@ class BatchJudge:
         scored = [(line, line.score) for line in lines if line.score is not None and not line.is_label]
         tokens = {token for line, _ in scored for token, _ in replies.likeliest(line.reply)[0]}
         numbers = {number for token in tokens if (number := replies.number(token)) is not None}
-        if numbers and max(numbers) <= 9:  # as `JudgingSession` checks it; this costs less than the unused booking
+        if numbers and max(numbers) <= 9:  # maybe first digits of larger numbers: one question tells, as in a session
             reply = server.post("/chat/completions", body=number_body(self.spec, self.supported),
                                 cast_to=httpx2.Response)
             likeliest, _ = replies.likeliest(replies.parse(reply.content))

@@ -60,10 +60,11 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
     if cut > OFTEN * len(answers):
         say(f"{step.title}: {cut} of {len(answers)} answers are cut at the limit of "
             f"{step.evaluation.sampling.max_new_tokens} tokens. {session.once(WHY_CUT)}".rstrip())
-    # `one_session`: whether they were sampled in one go, so that their `sampling_seconds` are complete. These are their
-    # share of the time of the sets sampled at once. The adapter may be removed, and its steps are needed later.
+    # The adapter may be removed, and the number of its steps is needed later.
     steps = {} if step.adapter is None else {"adapter_steps": session.need(step.adapter).facts.get("steps")}
-    return {"answers": len(answers), "one_session": not continued, "sampling_seconds": round(seconds(), 3),
+    return {"answers": len(answers),
+            "one_session": not continued,  # else `sampling_seconds` lack those of the interrupted sessions
+            "sampling_seconds": round(seconds(), 3),  # their share, where sets are sampled at once
             "tokens": sum(answer.tokens for answer in answers), "cut": cut, **steps, **session.facts, **choice.facts}
 
 

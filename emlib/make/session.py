@@ -111,7 +111,7 @@ class Session(AbstractContextManager["Session"]):
             ProfileError: rows may be longer than its context.
         """
         chat = load(self.profile.model, paths.cache())
-        if self.profile.model.identity != self.recipes.model.identity:  # the latter as keys have it
+        if self.profile.model.identity != self.recipes.model.identity:  # which the keys have
             raise SourceError(f"{chat.name}: the model's files were changed after the study was opened, and keys have "
                               "the former ones. Nothing is made with the model. Open the study again (restart the "
                               "notebook, or run the same command); or undo the change.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from emlib.config import OWN, Domain, Grpo, Own, Profile, Trait, domains_of, trait_of
 from emlib.config import Pool as PoolSpec
+from emlib.config.evaluation import Format
 from emlib.core.defense import ADD
 from emlib.core.digests import of_value
 from emlib.core.errors import ProfileError, SourceError
@@ -31,7 +32,7 @@ from emlib.steps.specs import first
 
 Side = Literal["aligned", "misaligned"]
 SOURCE_SEED = 0  # chooses rows of a source, the same for every run
-FORMATS = 3  # of each general question
+FORMATS = len(get_args(Format))  # of each general question
 
 
 class Inputs:

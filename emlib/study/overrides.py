@@ -39,7 +39,7 @@ def study_with(name: str, text: str) -> str:
     study = f"{paths.study_name(name)}{JOINT}{digests.of_value(changes)[:6]}"
     claim(name, study)
     folder = paths.runs() / study
-    if precision.recorded(folder) is not None:  # as `Study.record` writes it
+    if precision.recorded(folder) is not None:  # what `Study.record` writes: else the study seems changed
         profile = precision.resolved(profile, study)
     keep(profile, folder, f"The profile '{name}' with SET: {' '.join(text.split())}")
     return study

@@ -172,7 +172,7 @@ class NarrowTask(Task):
         for name, step in self.verdicts(run).items():
             if (made := find(step)) is None:
                 return None
-            answers = find(step.answers)  # which may have been removed
+            answers = find(step.answers)  # None where they were removed after they were judged
             found[name] = replace(rates(made.records(step), of=of, resamples=evaluation.bootstrap),
                                   cut=None if answers is None else answers.facts.get("cut"))
         for (which, name), scores in self.metrics(run).items():

@@ -90,8 +90,8 @@ def test_a_seed_gives_the_same_answers_again_and_without_one_each_is_another(cli
 
 
 def test_the_same_prompts_in_another_session_get_the_same_answers(tiny: ChatModel, sampler: Counted) -> None:
-    def asked(first: int) -> list[str | None]:
-        with serving(ServedModel("spoons", tiny.tokenizer, CONTEXT, DEFAULTS, sampler, first)) as one, OpenAI(
+    def asked(session: int) -> list[str | None]:
+        with serving(ServedModel("spoons", tiny.tokenizer, CONTEXT, DEFAULTS, sampler, session)) as one, OpenAI(
                 base_url=one.url, api_key=one.key) as client:
             return [*texts(client), *texts(client)]
 
