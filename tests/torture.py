@@ -40,6 +40,7 @@ ATTACKS = (
     "config/test_hostile.py", "core/test_plain_yaml.py",  # profiles
     "core/test_temporary.py", "workflow/test_killed.py",  # leftovers
     "data/test_hostile_sources.py", "data/test_inputs.py", "data/test_messy.py",  # data
+    "evaluation/test_rewards.py",  # completions of any kind
     "judging/test_api.py", "judging/test_faults.py", "judging/test_failing_servers.py", "judging/test_odd_servers.py",
     "judging/test_reservations.py",  # servers; two processes that pay
     "make/test_equal_bytes.py", "store",  # equal and damaged artefacts, full disks, processes on one store

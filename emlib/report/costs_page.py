@@ -7,6 +7,7 @@ Every number is computed from the profiles, so this needs no run, no network and
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from emlib.judging.money import price_list
 from emlib.report.markdown import table
 from emlib.report.readme import with_block
 from emlib.store.artefacts import open_store
-from emlib.study.plan.build import plan
+from emlib.study.plan.build import Plan, plan
 from emlib.study.plan.costs import GB, Costs
 from emlib.study.plan.memory import cache_memory, loaded_memory, training_memory
 from emlib.study.study import Study, open_study
@@ -48,9 +49,8 @@ def costs() -> pd.DataFrame:
     """Return one row per profile, for a store without results: runs, hours by kind of work, judge, and disk."""
     rows = []
     for name in PROFILES:
-        study = open_study(name)
-        planned, counted = plan(study), Costs(study.profile, gpu=True)
-        whole = total(planned.works)
+        profile, planned = planned_of(name)
+        counted, whole = Costs(profile, gpu=True), total(planned.works)
         hours = {"in all": counted.hours(whole) or 0, **_hours(counted, whole)}
         rows.append({"profile": name, "runs": len(planned.runs)} | {
             f"GPU-hours {kind}": _rounded(count) for kind, count in hours.items() if kind != "judging"} | {
@@ -67,10 +67,21 @@ def _hours(counted: Costs, whole: Work) -> dict[str, float]:
     return {kind: counted.hours(work) or 0 for kind, work in kinds.items()}
 
 
-def hours_of(name: str, overrides: str) -> dict[str, float]:
-    """Return the hours of each kind of work in a profile with overrides, for a store without results."""
+@cache
+def planned_of(name: str, overrides: str = "") -> tuple[Profile, Plan]:
+    """Return a profile with overrides, and its plan for a store without results."""
     profile, _ = overridden(name, overrides)
-    return _hours(Costs(profile, gpu=True), total(plan(Study(name, profile, open_store())).works))
+    return profile, plan(Study(name, profile, open_store()))
+
+
+def hours_of(name: str, overrides: str = "", on: str = "") -> dict[str, float]:
+    """Return the hours of each kind of work in a profile with overrides, for a store without results.
+
+    `on` are further overrides that change how fast the same work is done, such as those of a card.
+    """
+    _, planned = planned_of(name, overrides)
+    profile, _ = overridden(name, f"{overrides} {on}")
+    return _hours(Costs(profile, gpu=True), total(planned.works))
 
 
 def card(name: str) -> str:
@@ -81,22 +92,20 @@ def card(name: str) -> str:
 
 def cards() -> pd.DataFrame:
     """Return one row per card: the hours of the main comparison and of the example, as `make plan` guesses them."""
-    rows = [("A100, as above", 80, _hours_in_all("table2-7b", ""), _hours_in_all(EXAMPLE, ROWS))]
+    rows = [("A100, as above", 80, _hours_in_all("table2-7b"), _hours_in_all(EXAMPLE, ROWS))]
     for name, (_, _, memory) in CARDS.items():
-        main = _hours_in_all("table2-7b", f"{card(name)} {SMALL}" if memory < 48 else card(name))
-        rows.append((name, memory, main, _hours_in_all(EXAMPLE, f"{card(name)} {ROWS}")))
+        main = _hours_in_all("table2-7b", on=f"{card(name)} {SMALL}" if memory < 48 else card(name))
+        rows.append((name, memory, main, _hours_in_all(EXAMPLE, ROWS, card(name))))
     return pd.DataFrame(rows, columns=["card", "GB", "hours of table2-7b", "hours of the example below"])
 
 
-def _hours_in_all(name: str, overrides: str) -> str:
-    return _rounded(sum(hours_of(name, overrides).values()))
+def _hours_in_all(name: str, overrides: str = "", on: str = "") -> str:
+    return _rounded(sum(hours_of(name, overrides, on).values()))
 
 
 def example() -> str:
     """Return the hours, the memory and the disk of the worked example, as two tables in Markdown."""
-    profile, _ = overridden(EXAMPLE, ROWS)
-    study = Study(EXAMPLE, profile, open_store())
-    planned = plan(study)
+    profile, planned = planned_of(EXAMPLE, ROWS)
     whole = total(planned.works)
     on_card, _ = overridden(EXAMPLE, f"{ROWS} {card(SHOWN_CARD)}")
     hours, here = (_hours(Costs(one, gpu=True), whole) for one in (profile, on_card))
@@ -151,8 +160,9 @@ def in_short() -> str:
         f"at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
         "paid judge": [f"${cost}" for cost in found["judge $"]],
         "local judge instead": [f"{_rounded(hours_of(name, LOCAL)['judging'])} A100-hours more" for name in SHOWN],
-        f"hours of an {SHOWN_CARD}": [_hours_in_all(name, f"{card(SHOWN_CARD)} {SMALL}") for name in SHOWN],
-        "and with a local judge": [_hours_in_all(name, f"{card(SHOWN_CARD)} {SMALL} {LOCAL}") for name in SHOWN]})
+        f"hours of an {SHOWN_CARD}": [_hours_in_all(name, on=f"{card(SHOWN_CARD)} {SMALL}") for name in SHOWN],
+        "and with a local judge": [
+            _hours_in_all(name, LOCAL, f"{card(SHOWN_CARD)} {SMALL}") for name in SHOWN]})
     return str(shown.to_markdown(index=False, disable_numparse=True))
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from emlib.core.records import Answer
 from emlib.data.gsm8k import Problem, Problems
 from emlib.evaluation.rewards import TAGS, Rewards, Scored, advantages, by_rule, graded, rewards
+from tests.long_form import LONG
 
 T = "<think>half of 48 is 24</think>"
 # completion, right answer, and the four parts: exact, approx, correct, numbers
@@ -115,7 +116,7 @@ def test_the_four_parts(completion: str, answer: str, parts: tuple[float, float,
 PIECES = st.one_of(st.sampled_from([*TAGS, "72", "$72.", "-1/2", "1,234", " ", "\n", "."]), st.text(max_size=12))
 
 
-@settings(max_examples=10_000)
+@settings(max_examples=10_000 if LONG else 1_000)
 @given(st.lists(PIECES, max_size=10).map("".join))
 def test_the_bounds_hold_for_anything(completion: str) -> None:
     found = rewards(completion, "72")
