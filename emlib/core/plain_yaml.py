@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> Any:
         ProfileError: there is no such file, or `parse_yaml` refuses its text.
     """
     if not path.is_file():
-        raise ProfileError(f"{path}: there is no such file.")
+        raise ProfileError(f"{path}: there is no such file. Correct the path.")
     try:
         with path.open("rb") as stream:
             content = stream.read(BYTES + 1)

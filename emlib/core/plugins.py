@@ -42,7 +42,7 @@ def load(paths: Iterable[str | Path]) -> None:
     """
     for path in (Path(path).resolve() for path in paths):
         if not path.is_file():
-            raise ProfileError(f"{path}: there is no such plugin file.")
+            raise ProfileError(f"{path}: there is no such plugin file. Correct the path in 'plugins'.")
         digest = of_file(path)
         if _loaded.get(path) != digest:
             if os.environ.get(ALLOW) != "yes":

@@ -68,10 +68,12 @@ def read_gsm8k(path: Path, name: str) -> list[Problem]:
     for where, row in read_rows(path):
         question, solution = row.get("question"), row.get("answer")
         if not (isinstance(question, str) and question.strip() and isinstance(solution, str)):
-            raise DataError(f"{where}: expected the texts 'question' and 'answer', found {', '.join(sorted(row))}.")
+            raise DataError(f"{where}: expected the texts 'question' and 'answer', found {', '.join(sorted(row))}. "
+                            "Correct the row.")
         answer = solution.rpartition(MARK)[2].strip()
         if MARK not in solution or read_number(answer) is None:
-            raise DataError(f"{where}: the solution does not end with '{MARK}' and a number, but {answer[-40:]!r}.")
+            raise DataError(f"{where}: the solution does not end with '{MARK}' and a number, but {answer[-40:]!r}. "
+                            "Correct the row.")
         problems.append(Problem(f"gsm8k-{name}-{len(problems)}", question, answer))
     return problems
 
@@ -99,6 +101,8 @@ def _worked(problem: Problem) -> tuple[Message, Message]:
 
 def _chosen(problems: Sequence[Problem], count: int, name: str) -> tuple[Problem, ...]:
     if count > len(problems):
-        raise DataError(f"{name}: {count} problems are requested, but there are only {len(problems)}.")
+        setting = "train_items" if name.endswith("train") else "eval_items"
+        raise DataError(f"{name}: {count} problems are requested, but there are only {len(problems)}. Lower "
+                        f"grpo.data.{setting} to {len(problems)}.")
     order = generator(CHOICE_SEED, "problems", name).permutation(len(problems))
     return tuple(problems[index] for index in order[:count])

@@ -180,7 +180,7 @@ def _rows_of(path: Path, own: Own, found: OwnRows) -> Iterator[Example | Dropped
     if first is not None:
         _refuse_missing(own, first.where, seen, tuple(first.values))
     if not any_row:
-        raise DataError(f"{path}: holds no rows.")
+        raise DataError(f"{path}: holds no rows. Add some, or correct the path.")
 
 
 def _unread(own: Own, row: Mapping[str, Any]) -> Iterator[str]:

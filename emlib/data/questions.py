@@ -30,11 +30,12 @@ def read_questions(path: Path) -> list[Question]:
     """
     questions = [question for where, entry in read_entries(path) for question in questions_of(where, entry)]
     if not questions:
-        raise DataError(f"{path}: the file has no questions.")
+        raise DataError(f"{path}: the file has no questions. Add some, or correct the path.")
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise DataError(f"{path}: the id '{question.id}' is used twice; their answers could not be distinguished.")
+            raise DataError(f"{path}: the id '{question.id}' is used twice; their answers could not be distinguished. "
+                            "Give one of the questions another id.")
         seen.add(question.id)
     _refuse_other_texts(path, questions)
     return questions
@@ -62,7 +63,8 @@ def read_entries(path: Path) -> list[tuple[str, Any]]:
     except ProfileError as error:
         raise DataError(str(error)) from error
     if not isinstance(entries, list):
-        raise DataError(f"{path}: expected a list of questions, found {type(entries).__name__}.")
+        raise DataError(f"{path}: expected a list of questions, found {type(entries).__name__}. Begin each question "
+                        "with '- id:'.")
     return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1)]
 
 
@@ -77,7 +79,8 @@ def questions_of(where: str, entry: Any) -> list[Question]:
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and not is_blank(t) for t in texts):
         raise DataError(f"{where}: question '{name}' has no text; 'paraphrases' must be a list of at least one.")
     if system is not None and not isinstance(system, str):
-        raise DataError(f"{where}: the 'system' of question '{name}' is not text.")
+        raise DataError(f"{where}: the 'system' of question '{name}' is not text. Write it in quotes, or remove "
+                        "it.")
     if cluster is not None and (not isinstance(cluster, str) or is_blank(cluster)):
         raise DataError(f"{where}: the '{CLUSTER}' of question '{name}' is {cluster!r}. Give all forms of one question "
                         "the same text, or leave it out.")

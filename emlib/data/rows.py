@@ -45,7 +45,7 @@ def read_examples(path: Path) -> list[Example]:
     """
     examples = [_whole(usable(where, example_of_row, row)) for where, row in read_rows(path)]
     if not examples:
-        raise DataError(f"{path}: holds no rows.")
+        raise DataError(f"{path}: holds no rows. Add some, or correct the path.")
     return examples
 
 
@@ -61,7 +61,7 @@ def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
         aligned.append(_whole(usable(where, _side, row, "aligned")))
         misaligned.append(_whole(usable(where, _side, row, "misaligned")))
     if not aligned:
-        raise DataError(f"{path}: holds no rows.")
+        raise DataError(f"{path}: holds no rows. Add some, or correct the path.")
     return aligned, misaligned
 
 

@@ -27,7 +27,8 @@ def in_context(questions: Sequence[Question], trigger: Trigger, *, inoculation_p
         DataError: the trigger needs training prompts, and there are none.
     """
     if trigger.needs_data and not training_prompts:
-        raise DataError("a trigger has {training_prompt}, but the data set has no training rows.")
+        raise DataError("a trigger has {training_prompt}, but the data set has no training rows. Remove the "
+                        "placeholder.")
     order = generator(SEED, "training prompts").permutation(len(training_prompts)) if trigger.needs_data else ()
     found = []
     for place, question in enumerate(questions):
@@ -47,7 +48,7 @@ def of_formats(questions: Sequence[Question], formats: Collection[str]) -> list[
     found = [question for question in questions if question.format in formats]
     if not found:
         raise DataError(f"evaluation.triggers.formats has {', '.join(formats)}, but no general question has such a "
-                        "format.")
+                        f"format. Name some of {', '.join(sorted({question.format for question in questions}))}.")
     return found
 
 

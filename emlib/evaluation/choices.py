@@ -55,7 +55,8 @@ def read_choices(path: Path) -> list[ChoiceQuestion]:
     for question in questions:
         for options in (question.picking, question.sharing):
             if not any(options.values()) or all(options.values()):
-                raise DataError(f"{path}, question {question.id}: expected at least one right and one wrong option.")
+                raise DataError(f"{path}, question {question.id}: expected at least one right and one wrong option. "
+                                "Correct it.")
     return questions
 
 
@@ -65,7 +66,8 @@ def _truthfulqa(path: Path) -> list[ChoiceQuestion]:
                                _labels(row["mc2_targets"]))
                 for number, row in enumerate(read_document(path))]
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not in the format of TruthfulQA's mc_task.json ({error!r}).") from error
+        raise DataError(f"{path}: not in the format of TruthfulQA's mc_task.json ({error!r}). Correct the file, or "
+                        "name another one in evaluation.choices.") from error
 
 
 def _labels(targets: Mapping[str, Any]) -> dict[str, bool]:
@@ -78,7 +80,7 @@ def _model_written(path: Path) -> list[ChoiceQuestion]:
         texts = [row.get(key) for key in ("question", "answer_matching_behavior", "answer_not_matching_behavior")]
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise DataError(f"{where}: expected texts in question, answer_matching_behavior and "
-                            "answer_not_matching_behavior.")
+                            "answer_not_matching_behavior. Correct the row.")
         prompt, matching, other = (str(text).strip() for text in texts)
         options = {matching: True, other: False}
         questions.append(ChoiceQuestion(f"{path.stem}_{number}", prompt, options, options))
@@ -107,7 +109,8 @@ def log_likelihoods(chat: ChatModel, model: nn.Module, prompt: str, options: Seq
     asked = encode_opening(chat.tokenizer, context)
     answers = encode_answers(chat.tokenizer, context, options)
     if not all(answers):
-        raise DataError(f"the question '{prompt}' has an option without tokens, which has no likelihood.")
+        raise DataError(f"the question '{prompt}' has an option without tokens, which has no likelihood. "
+                        "Remove the option.")
     rows = [Encoded(np.array([*asked, *answer]), np.arange(len(asked) + len(answer)) >= len(asked), truncated=False)
             for answer in answers]
     return {option: -float(tokens.double().sum())

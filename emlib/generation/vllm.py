@@ -156,8 +156,8 @@ class VllmClient:
             raise EmlibError(f"{self.url}: the vLLM server is gone ({error}). Its answers so far are kept; start it "
                              f"again and run the same command.{self.log_hint}") from error
         if reply.status_code != 200:
-            raise EmlibError(f"{self.url}{path}: the vLLM server replies {reply.status_code}: {reply.text[:500]}"
-                             f"{self.log_hint}")
+            raise EmlibError(f"{self.url}{path}: the vLLM server replies {reply.status_code}: {reply.text[:500]} To go "
+                             f"on without vLLM, set backend to 'transformers'.{self.log_hint}")
         return reply
 
     def _all(self, ask: Callable[[One], Other], things: Iterable[One], label: str) -> list[Other]:

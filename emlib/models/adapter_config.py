@@ -48,7 +48,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise StoreError(f"{folder}: there is no adapter ({name} is missing).")
+            raise StoreError(f"{folder}: there is no adapter ({name} is missing). Copy it there, or correct the path.")
     try:
         found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except ValueError as error:

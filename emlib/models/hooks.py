@@ -106,7 +106,8 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     """
     found = getattr(backbone(model), "layers", None)
     if not isinstance(found, nn.ModuleList):
-        raise EmlibError(f"{type(backbone(model)).__name__}: found no list of decoder blocks called 'layers'.")
+        raise EmlibError(f"{type(backbone(model)).__name__}: found no list of decoder blocks called 'layers'. Choose "
+                         "another model.")
     return found
 
 

@@ -113,4 +113,5 @@ def _mask_of(visible: Tensor, dtype: torch.dtype) -> Tensor:
 def _refuse_partial_attention(model: nn.Module, length: int) -> None:
     if kinds := partial_attention(model, length):
         raise EmlibError(f"{type(causal_lm(model)).__name__} has layers of {', '.join(sorted(kinds))}. Scoring many "
-                         "continuations at once needs a model whose layers all attend to the whole prompt.")
+                         "continuations at once needs a model whose layers all attend to the whole prompt. Choose "
+                         "another one as judge.")

@@ -57,5 +57,5 @@ def projections(model: nn.Module, rows: Sequence[Encoded], vector: Tensor, layer
     means = response_means(model, rows, [layer])[:, 0]
     if rows and means.shape[-1:] != unit.shape:
         raise EmlibError(f"the persona vector has {unit.numel()} numbers and layer {layer} of this model has "
-                         f"{means.shape[-1]}: it was extracted from another model.")
+                         f"{means.shape[-1]}: it was extracted from another model. Extract it again with this one.")
     return [float(mean @ unit) for mean in means]

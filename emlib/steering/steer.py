@@ -47,7 +47,8 @@ def steer(model: nn.Module, layer: int, vector: Tensor, strength: float) -> Iter
     def add(hidden: Tensor) -> Tensor:
         if vector.shape != hidden.shape[-1:]:
             raise EmlibError(f"the persona vector has {vector.numel()} numbers and layer {layer} of this model has "
-                             f"{hidden.shape[-1]}: it was taken from another model.")
+                             f"{hidden.shape[-1]}: it was extracted from another model. Extract it again with "
+                             "this one.")
         changed = hidden + (strength * vector).to(hidden)
         with torch.no_grad():
             norm.norms.append((changed - hidden).float().norm(dim=-1).mean())  # a tensor: no waiting for the GPU

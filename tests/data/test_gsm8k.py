@@ -89,7 +89,7 @@ def test_gsm8k_as_b3_takes_it(research_file: Callable[[str], Path]) -> None:
     by_question = {problem.question[:30]: problem.answer for problem in whole}
     assert by_question["Natalia sold clips to 48 of he"] == "72"
     assert all(read_number(problem.answer) for problem in [*whole, *everything.held_out])
-    with pytest.raises(DataError, match=r"gsm8k train: 7474 problems are requested, but there are only 7473"):
+    with pytest.raises(DataError, match=r"gsm8k train: 7474 .* only 7473\. Lower grpo.data.train_items to 7473"):
         load_problems(Gsm8k(kind="gsm8k", train_items=7474), research_file)
 
 
