@@ -22,7 +22,7 @@ from emlib.data.download import nothing_downloaded
 from emlib.data.sizes import Sizes
 from emlib.evaluation.paired import CORRELATION, LEVEL, questions_needed, smallest_difference, smallest_p
 from emlib.judging.money import endings
-from emlib.report.paper import published
+from emlib.report.paper import likeness, published
 from emlib.report.tables.pairs import partners
 from emlib.study import results
 from emlib.study.plan.build import Plan, plan
@@ -49,9 +49,10 @@ class Estimate:
 
     @cached_property
     def tables(self) -> dict[Run, tuple[int, ...]]:
-        """The paper's tables that contain each run."""
-        return published.in_paper({run: self.study.task(run).number(run) for run in (
+        """The paper's tables that contain each run; none where it has another trait, other data or options."""
+        found = published.in_paper({run: self.study.task(run).number(run) for run in (
             planned.run for planned in self.plan.runs)})
+        return {run: () if tables and likeness.unlike(self.study, run) else tables for run, tables in found.items()}
 
     def runs(self) -> pd.DataFrame:
         """Return one row per run: the paper's tables that contain it, its cost, and whether it is done."""

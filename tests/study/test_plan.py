@@ -112,6 +112,11 @@ methods:
     assert [tables for run, tables in found.items() if run.method == "kl"] == [()]
 
 
+def test_runs_of_another_trait_are_in_no_table_of_the_paper(tmp_path: Path) -> None:
+    (tmp_path / "pirates.yaml").write_text("extends: table2-7b\ntrait: pirate\n")
+    assert set(Estimate(open_study(str(tmp_path / "pirates.yaml"))).tables.values()) == {()}
+
+
 def test_only_without_any_paid_judge_nothing_leaves_the_machine(tmp_path: Path) -> None:
     """The lexicon judges the runs of `tiny`; the paid judges of its other places are named."""
     def told(text: str) -> str:
