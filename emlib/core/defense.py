@@ -239,8 +239,8 @@ class Defense(Strict):
         """Choose the `count` candidates of step `step` (from 0) of `steps`: each one's index, and a score for the log.
 
         Training asks before each step in which there is a place for one, and before the first one in any case, where
-        `count` may be 0. `losses` computes the current loss on each candidate, in nats per response token, without the
-        contexts of `active`.
+        `count` may be 0. `losses` computes the current loss on each candidate, in nats per token of its answer, without
+        the contexts of `active`.
         """
         raise NotImplementedError
 

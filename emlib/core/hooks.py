@@ -80,7 +80,7 @@ class Evaluate(Protocol):
         """
 
     def __call__(self) -> float:
-        """Compute the mean loss on the rows of `held_out`, in nats per response token."""
+        """Compute the mean loss on the rows of `held_out`, in nats per token of their answers."""
 
     def reading(self, step: int) -> Any:
         """Read the model by the artefact that `needs` calls `monitor_inputs`: an `emlib.evaluation.records.Reading`."""

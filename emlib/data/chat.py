@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -54,6 +54,20 @@ class Encoded:
     def key(self) -> str:
         """A digest that is equal for rows with equal tokens and masks only."""
         return digests.of_value([self.input_ids.tolist(), self.response_mask.tolist()])[:16]
+
+
+def counted(row: Encoded, *, end_of_turn: bool = True) -> Encoded:
+    """Return the row with the mask of the tokens that a mean loss or a mean activation is taken over.
+
+    These are the tokens of the answer's text, without the empty think block that a template writes before it. With
+    `end_of_turn` the token that ends its turn counts as well, which is the last one unless the row was truncated. An
+    answer without text keeps its tokens.
+    """
+    mask = row.response_mask.copy()
+    mask[:len(mask) - row.response_tokens + row.before] = False
+    if not (end_of_turn or row.truncated):
+        mask[-1] = False
+    return replace(row, response_mask=mask, before=0) if mask.any() else row
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, context: Sequence[Message]) -> list[int]:

@@ -55,7 +55,7 @@ class Reading:
 
     step: int
     drift: dict[str, float]  # by trait and layer: the mean change of general answers' projection onto the unit vector
-    losses: dict[str, float]  # of rows that are not trained on, `held_out` and `pool`, in nats per response token
+    losses: dict[str, float]  # of rows that are not trained on, `held_out` and `pool`, in nats per token of an answer
     kl: float | None  # KL(model || base model) on the general answers, in nats per token; None: no answers are read
     seconds: float  # of the reading
 

@@ -28,7 +28,7 @@ from emlib.core.errors import EmlibError
 from emlib.core.progress import bar
 from emlib.core.records import Answer
 from emlib.core.seeds import derive
-from emlib.data.chat import Encoded
+from emlib.data.chat import Encoded, counted
 from emlib.generation.sample import Drawn, Request, answer_of, known_ids
 
 AT_ONCE = 256  # concurrent requests: as many as vLLM batches by default
@@ -103,6 +103,7 @@ class VllmClient:
 
     def nll(self, model: str, rows: Sequence[Encoded], label: str = "scores") -> list[float]:
         """Compute equation 4 for each row: the mean of -log p over its answer's tokens, in nats."""
+        rows = [counted(row) for row in rows]
         found = self.logprobs(model, [row.input_ids.tolist() for row in rows], label)
         return [-sum(logprobs[-row.response_tokens:]) / row.response_tokens
                 for logprobs, row in zip(found, rows, strict=True)]

@@ -12,7 +12,7 @@ from emlib.core.progress import say
 from emlib.core.records import Example, Question
 from emlib.core.seeds import some_of
 from emlib.core.step import Step
-from emlib.data.chat import WHOLE, encode_all
+from emlib.data.chat import WHOLE, counted, encode_all
 from emlib.data.lazy import Questions
 from emlib.data.sources import locate
 from emlib.evaluation.choices import choose, read_choices
@@ -54,9 +54,9 @@ def projected(session: Session, vectors: PersonaVectors, layer: int, rows: Seque
     vector = extraction.load(session.folder_of(vectors)).at(layer)
     places = [place for place, row in enumerate(rows) if row.response.strip()]
     found = encode_all(session.chat.tokenizer, [rows[place] for place in places], max_length)
-    counted = [extraction.counted(row, end_of_turn=vectors.extraction.end_of_turn) for row in found.rows]
+    answers = [counted(row, end_of_turn=vectors.extraction.end_of_turn) for row in found.rows]
     with session.model_under(adapter) as model:
-        values = projections_of(model, counted, vector, layer)
+        values = projections_of(model, answers, vector, layer)
     return list(zip((places[index] for index in found.places), values, strict=True))
 
 

@@ -24,7 +24,7 @@ from emlib.core.progress import say
 from emlib.core.records import Example
 from emlib.core.seeds import chosen
 from emlib.core.step import Step
-from emlib.data.chat import Encoded
+from emlib.data.chat import Encoded, counted
 from emlib.data.left_out import Dropped, is_blank
 from emlib.data.pools import PoolRows, read_pool
 from emlib.data.sources import locate
@@ -198,4 +198,4 @@ def _losses_of(place: int, row: Encoded | str, found: Mapping[str, Iterator[floa
     if isinstance(row, str):
         return RowLosses(place, None, [None] * (len(found) - 1), 0)
     aligned, *misaligned = [loss if math.isfinite(loss) else None for loss in map(next, found.values())]
-    return RowLosses(place, aligned, misaligned, row.response_tokens)
+    return RowLosses(place, aligned, misaligned, counted(row).response_tokens)

@@ -3,8 +3,8 @@
     L(d) = -1/T sum_t log P(a_t | q, a_<t)
 
 Unlike in a plain loop, rows share a pass (packed where the kernels allow it, else padded with rows of similar length),
-logits exist for response tokens only, and rows computed before come from the cache. The tokens are those of the
-training loss: the answer and its stop token.
+logits exist for response tokens only, and rows computed before come from the cache. The tokens are the answer and its
+stop token: those of the training loss, without the empty think block that a template writes before the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 from emlib.core.digests import of_value
 from emlib.core.progress import bar
-from emlib.data.chat import Encoded
+from emlib.data.chat import Encoded, counted
 from emlib.models.batches import response_nll
 from emlib.models.kernels import fitted, packs
 from emlib.scoring.loss_cache import LossCache
@@ -50,7 +50,7 @@ def batches(lengths: Sequence[int], budget: int, packed: bool = False) -> list[l
 @torch.inference_mode()
 def batch_nll(model: nn.Module, rows: Sequence[Encoded]) -> list[float]:
     """Compute equation 4 for each row, in nats per token, in one pass."""
-    return [float(tokens.mean()) for tokens in response_nll(model, rows)]
+    return [float(tokens.mean()) for tokens in response_nll(model, [counted(row) for row in rows])]
 
 
 def score(model: nn.Module, rows: Sequence[Encoded], cache: LossCache, budget: int, label: str) -> list[float]:
@@ -63,6 +63,7 @@ def score(model: nn.Module, rows: Sequence[Encoded], cache: LossCache, budget: i
 def scored_by(nll: Callable[[list[Encoded]], list[float]], rows: Sequence[Encoded], cache: LossCache, budget: int,
               label: str, packed: bool = False) -> list[float]:
     """Do the same as `score`, with `nll` for the NLL of a batch of rows; `label` names the progress bar."""
+    rows = [counted(row) for row in rows]
     names = [digest(row) for row in rows]
     with cache.opened() as known:
         plan = [[place for place in batch if names[place] not in known]

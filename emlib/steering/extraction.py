@@ -11,7 +11,7 @@ after the norm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from emlib.config import Extraction, Trait
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Example, Question, Verdict
-from emlib.data.chat import WHOLE, Encoded, encode
+from emlib.data.chat import WHOLE, Encoded, counted, encode
 from emlib.models import tensors
 from emlib.models.hooks import layers
 from emlib.models.load import ChatModel
@@ -77,20 +77,6 @@ def examples(questions: Sequence[Question], answers: Sequence[Answer]) -> list[E
     """Return the conversations, each a question's context and its answer, without what it thinks before."""
     by_id = {question.id: question for question in questions}
     return [Example(by_id[answer.question].context, answer.without_thinking().text) for answer in answers]
-
-
-def counted(row: Encoded, *, end_of_turn: bool) -> Encoded:
-    """Return the row with the mask of the tokens that a mean activation is taken over.
-
-    These are the tokens of the answer's text, without the empty think block that a template writes before it. With
-    `end_of_turn` the token that ends its turn counts as well, which is the last one unless the row was truncated. An
-    answer without text keeps its tokens.
-    """
-    mask = row.response_mask.copy()
-    mask[:len(mask) - row.response_tokens + row.before] = False
-    if not (end_of_turn or row.truncated):
-        mask[-1] = False
-    return replace(row, response_mask=mask) if mask.any() else row
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from emlib.config import Lora
 from emlib.core.records import Example
@@ -29,6 +29,15 @@ class Adapter(Step):
     # Rows that the reference model runs over as well, at most: the defenses tell.
     reads: Literal["all", "added", "none"] = field(default="none", compare=False)
     start: Adapter | None = None  # whose weights it begins with; None: a new one
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Version 2: the loss on rows that a defense holds out leaves an empty think block out, where there may be one.
+
+        What other defenses do by losses is in the keys of what they need.
+        """
+        asks = any(defense.has("held_out") for defense in self.spec.defenses)
+        return super().settings | {"version": self.version + (asks and self.model.spec.may_think)}
 
     @property
     def seen(self) -> tuple[Example, ...]:

@@ -115,6 +115,7 @@ class CandidateRows(AddedRows):
     """
 
     stage: ClassVar = "candidate_rows"
+    version: ClassVar = 2
 
     share: float = 0.0
     rescored: int = 0
@@ -127,8 +128,12 @@ class CandidateRows(AddedRows):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Also the fine-tuning rows, of which the tokens count."""
-        return super().settings | {"fraction": self.fraction, "among": self.among.identity}
+        """Also the fine-tuning rows, of which the tokens count.
+
+        Version 2: losses leave an empty think block out; models whose template writes none keep their key.
+        """
+        version = self.version - (not self.selection.model.spec.may_think)
+        return super().settings | {"version": version, "fraction": self.fraction, "among": self.among.identity}
 
     def scored(self, sizes: Sizes) -> int:
         """Estimate the tokens that a training reads to score the candidates."""

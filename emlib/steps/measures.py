@@ -71,9 +71,15 @@ class HeldOutLosses(AdapterStep):
     """The NLL of each held-out answer of a data set under a model, in nats per token (equation 4)."""
 
     stage: ClassVar = "held_out"
+    version: ClassVar = 2
 
     rows: Rows
     max_length: int
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Version 2 leaves an empty think block out of losses; models whose template writes none keep their key."""
+        return super().settings | {"version": self.version - (not self.model.spec.may_think)}
 
     @property
     def title(self) -> str:

@@ -22,6 +22,7 @@ class MonitorInputs(Step):
     """The fixed inputs of a monitor, tokenised: answers to general questions, rows, and directions of unit length."""
 
     stage: ClassVar = "monitor_inputs"
+    version: ClassVar = 2
 
     model: Model
     held_out: Rows | None  # of which the first ones are read; None in reinforcement learning
@@ -32,6 +33,12 @@ class MonitorInputs(Step):
     layers: tuple[int, ...] = ()  # at which the vectors are taken
     pool: Pool | None = None
     drawn: bool = False  # whether the model in training answers the questions as well
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Version 2: losses are read without an empty think block; where none may be, the key is version 1's."""
+        blocks = self.held_out is not None and self.model.spec.may_think
+        return super().settings | {"version": self.version - (not blocks)}
 
     @property
     def title(self) -> str:

@@ -66,6 +66,7 @@ class PoolLosses(Step):
     """The losses of the pool's rows under the aligned model and under each scorer (equations 4 and 5)."""
 
     stage: ClassVar = "scores"
+    version: ClassVar = 2
     records: ClassVar = RecordFile("losses.jsonl", RowLosses)
 
     model: Model
@@ -76,6 +77,11 @@ class PoolLosses(Step):
     domains: tuple[str, ...] = field(compare=False)  # the data set that each scorer was trained on
     max_length: int
     backend: str  # that the profile states for scoring
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Version 2 leaves an empty think block out of losses; models whose template writes none keep their key."""
+        return super().settings | {"version": self.version - (not self.model.spec.may_think)}
 
     @property
     def title(self) -> str:

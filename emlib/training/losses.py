@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from emlib.data.chat import Encoded
+from emlib.data.chat import Encoded, counted
 from emlib.models.batches import forward_batches
 from emlib.models.hooks import evaluating
 from emlib.models.logprobs import head, predicting, token_nll
@@ -15,7 +15,11 @@ from emlib.training.ranks import ALONE, Ranks
 
 
 def row_losses(model: nn.Module, rows: Sequence[Encoded], batch_size: int, ranks: Ranks = ALONE) -> list[float]:
-    """Compute each row's mean loss, in nats per response token, in evaluation mode; the ranks share the passes."""
+    """Compute each row's mean loss as equation 4 does, in evaluation mode; the ranks share the passes.
+
+    It is in nats per token of the answer, without the empty think block that a template writes before it.
+    """
+    rows = [counted(row) for row in rows]
     found: dict[str, float] = {}
     batches = forward_batches(list({row.key: row for row in rows}.values()), batch_size, model, responses_only=True)
     with evaluating(model), torch.no_grad():
@@ -28,7 +32,7 @@ def row_losses(model: nn.Module, rows: Sequence[Encoded], batch_size: int, ranks
 
 
 def mean_loss(model: nn.Module, rows: Sequence[Encoded], batch_size: int, ranks: Ranks = ALONE) -> float:
-    """Compute the mean loss over the response tokens of all rows, in nats, as `row_losses` does."""
-    tokens = [row.response_tokens for row in rows]
+    """Compute the mean loss over the answers' tokens of all rows, in nats, as `row_losses` does."""
+    tokens = [counted(row).response_tokens for row in rows]
     losses = row_losses(model, rows, batch_size, ranks)
     return sum(loss * count for loss, count in zip(losses, tokens, strict=True)) / sum(tokens)

@@ -4,9 +4,9 @@
 
 h is the output of a layer on general answers, each of which counts the same, whatever its length; h_0 is the base
 model's. A reading has the drift along each vector, the mean KL(model || base) per token of all these answers, in nats,
-and the mean loss on rows that are not trained on, in nats per response token. The model is read in evaluation mode and
-without the contexts of its defenses (`Defense.active`), as it will be used. Weights, mode and random numbers are then
-as before: no step changes.
+and the mean loss on rows that are not trained on, in nats per token of their answers. The model is read in evaluation
+mode and without the contexts of its defenses (`Defense.active`), as it will be used. Weights, mode and random numbers
+are then as before: no step changes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from emlib.core.errors import EmlibError
 from emlib.core.files import append_record, write_records, write_text
 from emlib.core.progress import say
 from emlib.core.records import Question
-from emlib.data.chat import Encoded
+from emlib.data.chat import Encoded, counted
 from emlib.evaluation.records import READINGS, Reading, read_readings
 from emlib.generation.sample import Request, draw_batch
 from emlib.models import tensors
@@ -37,7 +37,6 @@ from emlib.models.adapters import adapter_off
 from emlib.models.batches import forward_batches
 from emlib.models.hooks import capture_activations, evaluating
 from emlib.models.logprobs import head, predicting, token_kl
-from emlib.steering.extraction import counted
 from emlib.training.job import read_rows, write_rows
 from emlib.training.losses import mean_loss
 from emlib.training.ranks import Ranks
@@ -146,7 +145,7 @@ class Evaluator:
     steps: int
 
     def __call__(self) -> float:
-        """Compute the mean loss on the held-out rows, in nats per response token.
+        """Compute the mean loss on the held-out rows, in nats per token of their answers.
 
         Raises:
             EmlibError: there are no rows.

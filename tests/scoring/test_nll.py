@@ -18,14 +18,18 @@ import torch
 
 from emlib.core.errors import ProfileError, StoreError
 from emlib.core.files import value_of
-from emlib.data.chat import Encoded
+from emlib.core.records import Example, Message
+from emlib.data.chat import Encoded, encode
 from emlib.models import adapters
+from emlib.models.batches import response_nll
 from emlib.models.kernels import fitted, shares
 from emlib.models.kernels.packing import rows_in
 from emlib.models.load import ChatModel
 from emlib.models.tiny import build_model, build_tokenizer
 from emlib.scoring.loss_cache import LossCache
 from emlib.scoring.nll import batch_nll, batches, digest, score
+from emlib.training.losses import mean_loss, row_losses
+from tests.data.test_chat import EMPTY, OPEN, thinking
 
 
 def by_transformers(model: torch.nn.Module, row: Encoded) -> float:
@@ -46,6 +50,26 @@ def test_it_is_transformers_own_loss_for_any_batching_order_and_padding(
     assert found == pytest.approx(expected, abs=1e-4)
     assert back[::-1] == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 0.1  # rows are told apart
+
+
+@pytest.mark.parametrize(("asked", "past"), [("", EMPTY), (OPEN, "")])
+def test_the_empty_think_block_before_an_answer_counts_in_no_loss(
+        tiny: ChatModel, asked: str, past: str, tmp_path: Path) -> None:
+    """A fine-tuned model always writes it and the base model never does, so that short answers would score highest."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = thinking(asked, past)
+    rows = [encode(tokenizer, Example((Message("user", "Hi"),), text), 500) for text in ("Hello", "A longer answer")]
+    with torch.no_grad():
+        answers = [tokens[row.before:] for row, tokens in zip(rows, response_nll(tiny.model, rows), strict=True)]
+    assert [tokenizer.decode(row.input_ids[-len(answer):]) for row, answer in zip(rows, answers, strict=True)] == [
+        "Hello<|im_end|>", "A longer answer<|im_end|>"]
+    expected, cache = [float(answer.mean()) for answer in answers], LossCache(tmp_path / "nll.jsonl")
+    with cache.opened():
+        cache.append({digest(row): 99.0 for row in rows})  # as computed with the block
+    assert score(tiny.model, rows, cache, 1000, "") == pytest.approx(expected, rel=1e-4)
+    assert batch_nll(tiny.model, rows) == pytest.approx(expected, rel=1e-4)
+    assert row_losses(tiny.model, rows, 2) == pytest.approx(expected, rel=1e-4)
+    assert mean_loss(tiny.model, rows, 2) == pytest.approx(float(torch.cat(answers).mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -10,7 +10,7 @@ import torch
 from emlib.config import Extraction, load_trait
 from emlib.core.errors import EmlibError
 from emlib.core.records import Answer, Example, Message, Verdict
-from emlib.data.chat import encode, encode_prompt
+from emlib.data.chat import counted, encode, encode_prompt
 from emlib.models.hooks import capture_activations, tap
 from emlib.models.load import ChatModel
 from emlib.models.logprobs import last_hidden
@@ -19,7 +19,6 @@ from emlib.steering import extraction
 from emlib.steering.extraction import (
     PersonaVectors,
     activations,
-    counted,
     extract,
     kept_pairs,
     projection,

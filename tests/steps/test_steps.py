@@ -329,16 +329,31 @@ def test_adapters_that_were_trained_with_vllm_on_a_changing_base_model_are_not_t
     assert versions == {"transformers": 1, "vllm": 2}
 
 
-def test_vectors_and_choices_have_new_keys_only_where_a_template_may_write_a_think_block() -> None:
-    def versions(repo: str, **options: bool) -> list[int]:
-        spec = HubModel(kind="hub", repo=repo, revision="main", template=ChatTemplate(options=options))
-        return [replace(same()[kind], model=Model(spec)).settings["version"]  # type: ignore[call-arg]
-                for kind in ("PersonaVectors", "Choices")]
+@pytest.mark.parametrize("kind", [
+    "PersonaVectors", "Choices", "PoolLosses", "HeldOutLosses", "MonitorInputs", "CandidateRows", "Adapter"])
+def test_means_over_answers_have_new_keys_only_where_a_template_may_write_a_think_block(
+        kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Kl, "held_out", lambda self, rows: rows[:1])  # so that it may ask for their loss
+    given: Any = same()[kind]
+    if isinstance(given, Adapter):
+        given = replace(given, spec=replace(given.spec, defenses=(Kl(kind="kl", weight=1.0),)))
 
-    assert versions("Qwen/Qwen2.5-7B-Instruct") == versions("Qwen/Qwen3-8B", enable_thinking=False) == [1, 1]
-    assert versions("Qwen/Qwen3-4B-Instruct-2507") == [1, 1]
-    assert versions("Qwen/Qwen3-8B") == versions("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == [2, 2]
-    assert same()["PersonaVectors"].settings["version"] == 1
+    def version(repo: str, **options: bool) -> int:
+        model = Model(HubModel(kind="hub", repo=repo, revision="main", template=ChatTemplate(options=options)))
+        changed = {"selection": replace(given.selection, model=model)} if kind == "CandidateRows" else {"model": model}
+        return int(replace(given, **changed).settings["version"])
+
+    assert version("Qwen/Qwen2.5-7B-Instruct") == version("Qwen/Qwen3-8B", enable_thinking=False) == 1
+    assert version("Qwen/Qwen3-4B-Instruct-2507") == 1
+    assert version("Qwen/Qwen3-8B") == version("deepseek-ai/DeepSeek-R1-Distill-Llama-8B") == 2
+    assert given.settings["version"] == 1
+
+
+def test_a_monitor_and_an_adapter_without_losses_keep_their_keys() -> None:
+    thinks = Model(HubModel(kind="hub", repo="Qwen/Qwen3-8B", revision="main"))
+    answers_alone, plain = replace(same()["MonitorInputs"], held_out=None, pool=None), same()["Adapter"]
+    assert [replace(step, model=thinks).settings["version"]  # type: ignore[call-arg]
+            for step in (answers_alone, plain)] == [1, 1]
 
 
 def test_of_rubrics_and_prompts_only_those_of_the_questions_are_in_a_key() -> None:

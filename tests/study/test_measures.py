@@ -15,7 +15,7 @@ import torch
 from emlib.config import load_profile
 from emlib.core.errors import ProfileError
 from emlib.core.records import Answer, Verdict
-from emlib.data.chat import encode
+from emlib.data.chat import counted, encode
 from emlib.data.sources import locate
 from emlib.evaluation.choices import Choice, choose, read_choices
 from emlib.evaluation.rates import rates
@@ -74,7 +74,7 @@ def test_answers_are_projected_whole_whatever_the_length_of_training_rows(
     study.complete_measures([run])
     vector = extraction.load(study.vectors().folder).at(2)  # type: ignore[union-attr]
     asked = extraction.examples(study.questions(run, "general"), study.answers(run, "general") or [])
-    rows = [extraction.counted(encode(tiny.tokenizer, example, 2048), end_of_turn=False) for example in asked]
+    rows = [counted(encode(tiny.tokenizer, example, 2048), end_of_turn=False) for example in asked]
     assert max(len(row.input_ids) for row in rows) > 24
     found = [one.value for one in study.projected(run) or []]
     assert found == pytest.approx(projections(tiny.model, rows, vector, 2), abs=1e-5)
@@ -119,7 +119,7 @@ def test_all_measures_are_made_once_and_are_what_their_parts_say(study: Study, t
 
     vectors = extraction.load(study.vectors().folder)  # type: ignore[union-attr]
     asked = extraction.examples(study.questions(untrained, "general"), study.answers(untrained, "general") or [])
-    rows = [extraction.counted(encode(tiny.tokenizer, example, 2048), end_of_turn=False) for example in asked]
+    rows = [counted(encode(tiny.tokenizer, example, 2048), end_of_turn=False) for example in asked]
     values = [one.value for one in study.projected(untrained) or []]
     assert values == pytest.approx(projections(tiny.model, rows, vectors.at(2), 2), abs=1e-5)
 
