@@ -31,7 +31,7 @@ from emlib.steps.measures import Choices, HeldOutLosses, PanelResult, Projection
 from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
 from emlib.steps.needs import ChangeComponents, ReferenceProjections, ReferenceStates, TraitAdapter
 from emlib.steps.pool import Choose, Pool, PoolLosses, Refusals, Selection
-from emlib.steps.scorers import AdapterFolder, adapter_folder
+from emlib.steps.scorers import AdapterFolder, adapter_folder, unseen
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
@@ -306,9 +306,11 @@ class Recipes:
             self.profile.training.max_seq_length, self.profile.backend.scoring)
 
     def _scorer(self, scorer: PoolScorer, dataset: str) -> Adapter | AdapterFolder:
-        if scorer.folder is None:
-            return self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
-        return AdapterFolder(adapter_folder(scorer), Deferred(dataset, lambda: self.inputs.defended(dataset)))
+        defended = Deferred(dataset, lambda: self.inputs.defended(dataset))
+        if scorer.folder is not None:
+            return AdapterFolder(adapter_folder(scorer), defended)
+        made = self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
+        return replace(made, spec=replace(made.spec, rows=unseen(scorer.domain, made.spec.rows, defended)))
 
     # --- evaluation
 

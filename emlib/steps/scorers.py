@@ -1,13 +1,14 @@
-"""Scorers that a user gives as folders: their files, and whether they were trained on the defended data (section 3.2).
+"""Scorers of the pool: whether they were trained on the defended data (section 3.2), and the files of a user's own.
 
-"Previously unseen" is checked by rows, whatever domain the profile states: emlib records the rows of each adapter that
-it trains (`emlib.data.row_record`). An adapter without that record cannot be checked, and scoring says so.
+"Previously unseen" is checked by rows, whatever domain the profile states: of a scorer that the study trains, those of
+its data set, and of one that a user gives as a folder, those that emlib records of each adapter that it trains
+(`emlib.data.row_record`). An adapter without that record cannot be checked, and scoring says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from emlib.config import PoolScorer
@@ -17,7 +18,7 @@ from emlib.core.errors import ProfileError, StoreError
 from emlib.core.records import Example
 from emlib.data import row_record
 from emlib.data.domains import NarrowData
-from emlib.data.lazy import Deferred
+from emlib.data.lazy import Deferred, Rows
 from emlib.models import adapter_config
 
 ADAPTER_FILES = (adapter_config.WEIGHTS, adapter_config.CONFIG)
@@ -46,6 +47,31 @@ class Defended:
         return any(rows & recorded and len(rows & recorded) >= SEEN * min(len(recorded), len(rows))
                    for rows in (self.rows, self.every))
 
+    def refuse_seen(self, scorer: str, recorded: frozenset[str]) -> None:
+        """Refuse a scorer, trained on the recorded rows, that has seen this data set.
+
+        Raises:
+            ProfileError: it has, on either side of it.
+        """
+        if self.seen_by(recorded):
+            raise ProfileError(
+                f"{scorer} trained on '{self.name}', which is the defended data set ({len(recorded & self.every)} of "
+                f"its {len(recorded)} training rows are in the files of that set). Scorers must not be trained on it "
+                "(section 3.2). Name a scorer of another domain.")
+
+
+def unseen(domain: str, rows: Rows, defended: Deferred[Defended | None]) -> Rows:
+    """Return the rows of a scorer that the study trains on `domain`; to read them raises ProfileError if they are seen.
+
+    A plan without the data reads none, and a key does.
+    """
+    def read() -> tuple[Example, ...]:
+        if defended.value is not None:
+            defended.value.refuse_seen(f"pool: the scorer of '{domain}' is", row_record.digests_of(rows.examples))
+        return rows.examples
+
+    return replace(rows, read=read)
+
 
 @dataclass(frozen=True)
 class AdapterFolder(Keyed):
@@ -63,11 +89,8 @@ class AdapterFolder(Keyed):
         """
         recorded = row_record.read(self.folder)
         data = None if recorded is None else self.defended.value  # whose files are read only to compare them
-        if data is not None and recorded is not None and data.seen_by(recorded):
-            raise ProfileError(
-                f"{self.folder}: this adapter was trained on '{data.name}', which is the defended data set "
-                f"({len(recorded & data.every)} of its {len(recorded)} training rows are in the files of that set). "
-                "Scorers must not be trained on it (section 3.2). Name an adapter of another domain.")
+        if data is not None and recorded is not None:
+            data.refuse_seen(f"{self.folder}: this adapter was", recorded)
         return {name: digests.of_unchanged_file(self.folder / name) for name in ADAPTER_FILES}
 
     @property

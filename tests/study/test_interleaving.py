@@ -232,6 +232,16 @@ def test_a_scorer_that_has_seen_the_domain_under_defense_is_refused(study: Study
             changed(study, scorers=(liar,)).select([run_of(study, "interleaving+")])
 
 
+def test_a_scorer_that_the_study_trains_on_the_defended_rows_under_another_name_is_refused(tmp_path: Path) -> None:
+    """As a user's own file may hold rows of the Medical set, whose model would then score for it."""
+    twin = "data: {twin: {aligned: demo/cooking_aligned.jsonl, misaligned: demo/cooking_pirate.jsonl, split_seed: 5}}\n"
+    made = open_study(str(profile(tmp_path, f"{twin}pool: {{scorers: [gardening, twin]}}\n"))).recipes
+    losses = made.losses("cooking")  # a plan reads no data
+    with pytest.raises(ProfileError, match=r"'twin' is trained on 'cooking', which is the defended.*\(8 of its 8"):
+        _ = losses.key
+    assert made.losses("travel").key  # of which it has no row
+
+
 def test_without_a_list_each_data_set_is_scored_by_the_others() -> None:
     pool = Pool(source="demo/pool.jsonl")
     names = ("code", "legal", "medical", "security")
