@@ -50,7 +50,7 @@ def register_makers() -> None:
 
 
 def hub_models(value: Any, *, within: bool = False) -> set[HubModel]:
-    """Return the hub's models that a step names itself, and not by its inputs: the study's, and those of its judges."""
+    """Return the hub's models that a step names itself, not by its inputs: the study's, its judges' and defenses'."""
     if isinstance(value, HubModel):
         return {value}
     if isinstance(value, Model):
@@ -60,7 +60,7 @@ def hub_models(value: Any, *, within: bool = False) -> set[HubModel]:
     elif is_dataclass(value) and not (within and isinstance(value, Step)):
         parts = [getattr(value, field.name) for field in fields(value)]
     else:
-        parts = []
+        parts = list(value) if isinstance(value, tuple | list) else []
     return set[HubModel]().union(*(hub_models(part, within=True) for part in parts))
 
 

@@ -54,6 +54,25 @@ def test_a_store_records_the_commits_of_a_study_s_models_when_something_is_made_
         assert hub.commits(study.store.root) == {"owner/a@main": "a" * 40, "owner/b@main": "b" * 40}
 
 
+def test_a_store_records_the_commit_of_the_model_that_a_defense_names(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base model of `safe_lora`, whose weights the adapter is made with; what others are made with is not it."""
+    monkeypatch.setenv("EMLIB_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setattr(hub, "commit", lambda spec, cache: spec.repo[-1] * 40)
+    (tmp_path / "mine.yaml").write_text(
+        "extends: tiny\npersistence: null\nevaluation: {triggers: null, trajectory: null}\nmethods:\n  - name: safe\n"
+        "    defenses: [{kind: safe_lora, base: {kind: hub, repo: owner/b, revision: main, dtype: float32}}]\n")
+    study = open_study(str(tmp_path / "mine.yaml"))
+    [run] = study.runs(methods=["safe"])
+    adapter = study.task(run).adapter(run)
+    with study.session() as session:
+        monkeypatch.setattr(session_module, "maker", lambda step, session, folder: {})
+        session.need(study.task(run).answers(run)["general"])
+        assert hub.commits(study.store.root) == {}
+        session.need(adapter)
+        assert hub.commits(study.store.root) == {"owner/b@main": "b" * 40}
+
+
 def test_why_answers_are_cut_is_explained_once(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The random model reaches the limit in both question sets."""
