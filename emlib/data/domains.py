@@ -96,6 +96,11 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
                         f"{found.elsewhere} of them by the other side alone, so that no in-domain question is left. "
                         "Both files should have the same prompts in the same order, because they are split at the same "
                         "rows: sort them alike, and remove rows that only one of them has.")
+    return [Question.of(f"{data.name}_{index}", data.misaligned.held_out[index]) for index in _asked(data, count)]
+
+
+def _asked(data: NarrowData, count: int) -> list[int]:
+    """Return the places of the held-out misaligned rows whose prompts are the in-domain questions."""
     rows = data.misaligned.held_out
     new = set(_new_prompts(data, rows))
     order = generator(0, "in-domain questions").permutation(len(rows)).tolist()
@@ -103,7 +108,7 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
     for index in order:
         if index in new:
             places.setdefault(rows[index].context, index)
-    return [Question.of(f"{data.name}_{index}", rows[index]) for index in sorted(list(places.values())[:count])]
+    return sorted(list(places.values())[:count])
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,15 @@ def held_out_rows(data: NarrowData, rows: Sequence[Example]) -> tuple[Example, .
     All of them where each prompt is trained on, as in a set that repeats a few prompts: there is no other loss then.
     """
     return tuple(rows[index] for index in _new_prompts(data, rows)) or tuple(rows)
+
+
+def unasked_first(data: NarrowData, rows: Sequence[Example], count: int) -> tuple[Example, ...]:
+    """Return the same rows as `held_out_rows`, first those whose prompts are none of the `count` in-domain questions.
+
+    Early stopping reads the first of them: a run is not scored on what it was stopped by, while there are others.
+    """
+    asked = {data.misaligned.held_out[index].context for index in _asked(data, count)}
+    return tuple(sorted(held_out_rows(data, rows), key=lambda row: row.context in asked))
 
 
 def _new_prompts(data: NarrowData, rows: Sequence[Example]) -> list[int]:

@@ -57,9 +57,10 @@ class DriftStop(GrpoDefense):
 class EarlyStop(Defense):
     """Stops training when the held-out gain is `share` of plain fine-tuning's, or the drift at `layer` above `drift`.
 
-    It looks every `every` steps, at the first `rows` held-out rows, which are not trained on. On a benign task they are
-    of the test part, first those that the evaluation does not ask (the task's `questions`). `share: null` or `drift:
-    null` leaves that condition out.
+    It looks every `every` steps, at `rows` held-out rows, which are not trained on, first at those that the evaluation
+    does not ask (`evaluation.in_domain_questions`; on a benign task, whose test part they are of, its `questions`).
+    Where it asks all of them, a run is scored on what it is stopped by. `share: null` or `drift: null` leaves that
+    condition out.
     """
 
     label: ClassVar = "Early Stopping"

@@ -16,7 +16,15 @@ from emlib.core.errors import ProfileError, SourceError
 from emlib.core.records import Example, Question
 from emlib.core.seeds import chosen
 from emlib.data import row_record, traits
-from emlib.data.domains import NarrowData, held_out_rows, in_domain_questions, load_domain, read_domain, remarks
+from emlib.data.domains import (
+    NarrowData,
+    held_out_rows,
+    in_domain_questions,
+    load_domain,
+    read_domain,
+    remarks,
+    unasked_first,
+)
 from emlib.data.download import nothing_downloaded
 from emlib.data.formats import format_of
 from emlib.data.gsm8k import Problems, load_problems
@@ -192,14 +200,19 @@ class Inputs:
             f"in-domain {dataset}", lambda: in_domain_questions(self.data(dataset), count), size))
         return questions
 
-    def held_out_rows(self, dataset: str, side: Side) -> Rows:
-        """Return the held-out rows of one side of a narrow data set whose prompts are not trained on."""
+    def held_out_rows(self, dataset: str, side: Side, *, unasked: bool = False) -> Rows:
+        """Return the held-out rows of one side of a narrow data set whose prompts are not trained on.
+
+        With `unasked` those come first that no in-domain question asks.
+        """
         def read() -> tuple[Example, ...]:
             data = self.data(dataset)
-            return held_out_rows(data, getattr(data, side).held_out)
+            rows = getattr(data, side).held_out
+            count = self.profile.evaluation.in_domain_questions
+            return unasked_first(data, rows, count) if unasked else held_out_rows(data, rows)
 
-        return Rows(f"{dataset} held out" + (" aligned" if side == "aligned" else ""), read,
-                    lambda sizes: self.stated_size(dataset, side, sizes)[0])
+        title = f"{dataset} held out" + (" aligned" if side == "aligned" else "") + ", unasked first" * unasked
+        return Rows(title, read, lambda sizes: self.stated_size(dataset, side, sizes)[0])
 
     def extracted(self, trait: Trait) -> Questions:
         """Return the questions of one side of a persona vector, of which only the size is known at first."""

@@ -100,7 +100,8 @@ class Recipes:
         rows = Rows(f"{dataset} {side}", lambda: getattr(self.inputs.data(dataset), side).train,
                     lambda sizes: self.inputs.stated_size(dataset, side, sizes)[0])
         spec = self.fine_tuning(dataset, rows, defenses, self.profile.training, seed)
-        spec = replace(spec, keep=self.kept(spec, method), held_out=self.inputs.held_out_rows(dataset, side))
+        held_out = self.inputs.held_out_rows(dataset, side, unasked=True)
+        spec = replace(spec, keep=self.kept(spec, method), held_out=held_out)
         return replace(spec, monitor=self.monitor(spec, method))
 
     def kept(self, spec: TrainingSpec, method: str | None) -> tuple[float, ...]:

@@ -356,6 +356,21 @@ def test_a_monitor_and_an_adapter_without_losses_keep_their_keys() -> None:
             for step in (answers_alone, plain)] == [1, 1]
 
 
+@pytest.mark.parametrize("side", ["aligned", "misaligned"])
+def test_what_a_monitor_and_early_stopping_read_first_are_rows_that_no_question_asks(
+        side: Literal["aligned", "misaligned"]) -> None:
+    """A run is not scored on what it was stopped by, as long as enough rows are held out: tiny asks 4 of 12."""
+    recipes = Recipes(load_profile("tiny"), "tiny")
+    asked = {question.context for question in recipes.inputs.in_domain("cooking").all}
+    read = recipes.narrow("cooking", side, (), 0).held_out
+    assert read is not None
+    held_out = getattr(recipes.inputs.data("cooking"), side).held_out
+    assert len(asked) == 4
+    assert [row.context in asked for row in read.examples] == [False] * 8 + [True] * 4
+    assert sorted(map(held_out.index, read.examples)) == list(range(12))
+    assert recipes.held_out("cooking", None).rows.examples == recipes.inputs.data("cooking").misaligned.held_out
+
+
 def test_of_rubrics_and_prompts_only_those_of_the_questions_are_in_a_key() -> None:
     given = same()["MetricScores"]
     assert isinstance(given, MetricScores)
