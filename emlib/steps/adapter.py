@@ -19,6 +19,7 @@ class Adapter(Step):
     """An adapter, fine-tuned on rows under a list of defenses."""
 
     stage: ClassVar = "adapter"
+    version: ClassVar = 2
 
     model: Model
     lora: Lora
@@ -37,7 +38,7 @@ class Adapter(Step):
         What other defenses do by losses is in the keys of what they need.
         """
         asks = any(defense.has("held_out") for defense in self.spec.defenses)
-        return super().settings | {"version": self.version + (asks and self.model.spec.may_think)}
+        return super().settings | {"version": self.version_where(asks and self.model.spec.may_think)}
 
     @property
     def seen(self) -> tuple[Example, ...]:

@@ -132,7 +132,7 @@ class CandidateRows(AddedRows):
 
         Version 2: losses leave an empty think block out; models whose template writes none keep their key.
         """
-        version = self.version - (not self.selection.model.spec.may_think)
+        version = self.version_where(self.selection.model.spec.may_think)
         return super().settings | {"version": version, "fraction": self.fraction, "among": self.among.identity}
 
     def scored(self, sizes: Sizes) -> int:

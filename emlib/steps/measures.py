@@ -79,7 +79,7 @@ class HeldOutLosses(AdapterStep):
     @property
     def settings(self) -> dict[str, Any]:
         """Version 2 leaves an empty think block out of losses; models whose template writes none keep their key."""
-        return super().settings | {"version": self.version - (not self.model.spec.may_think)}
+        return super().settings | {"version": self.version_where(self.model.spec.may_think)}
 
     @property
     def title(self) -> str:

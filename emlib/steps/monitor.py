@@ -38,7 +38,7 @@ class MonitorInputs(Step):
     def settings(self) -> dict[str, Any]:
         """Version 2: losses are read without an empty think block; where none may be, the key is version 1's."""
         blocks = self.held_out is not None and self.model.spec.may_think
-        return super().settings | {"version": self.version - (not blocks)}
+        return super().settings | {"version": self.version_where(blocks)}
 
     @property
     def title(self) -> str:
