@@ -227,7 +227,7 @@ class Evaluation(Strict):
             yield f"{where} names '{name}', which is no question set of the profile. It has: {', '.join(known)}"
 
     @property
-    def named(self) -> tuple[str, ...]:
+    def named_methods(self) -> tuple[str, ...]:
         """The methods that `triggers` and `trajectory` name."""
         return tuple(name for section in (self.triggers, self.trajectory) if section is not None
                      for name in section.methods or ())

@@ -43,7 +43,7 @@ def load_profile(name: str) -> Profile:
         ProfileError: with a line for each mistake: file, key, value, what is allowed, the nearest known key.
     """
     path = profile_path(name)
-    return sound(read_profile(path), str(path))
+    return validated(read_profile(path), str(path))
 
 
 def profile_path(name: str) -> Path:
@@ -68,10 +68,10 @@ def profile_path(name: str) -> Path:
 
 def read_profile(path: Path) -> Any:
     """Read a profile and those that it extends, with shorthand expanded and paths absolute; without validation."""
-    return whole(_extended(path), path)
+    return expanded(_extended(path), path)
 
 
-def whole(data: Any, stated_in: Path) -> Any:
+def expanded(data: Any, stated_in: Path) -> Any:
     """Expand shorthand, and make paths absolute that are relative to the folder of `stated_in`."""
     return with_own_registry(with_judges(resolved(spelled_out(data), stated_in), stated_in))
 
@@ -127,7 +127,7 @@ def without_removed(section: str, base: Any, merged: Any) -> Any:
     return merged
 
 
-def sound(data: Any, path: str) -> Profile:
+def validated(data: Any, path: str) -> Profile:
     """Validate the plain data of a profile; raise ProfileError as `load_profile` does, with `path` in each message."""
     refuse_missing(data, path)
     files = data.get("plugins") if isinstance(data, dict) else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emlib.config.loading import over, profile_path, read_profile, sound, whole, without_price, without_removed
+from emlib.config.loading import expanded, over, profile_path, read_profile, validated, without_price, without_removed
 from emlib.config.profile import Profile
 from emlib.core.errors import ProfileError, nearest, shortened
 from emlib.core.plain_yaml import parse_yaml
@@ -29,11 +29,11 @@ def overridden(name: str, text: str) -> tuple[Profile, Changes]:
     """
     path = profile_path(name)
     data = read_profile(path)
-    sound(data, str(path))  # so that every error below comes from the changes
+    validated(data, str(path))  # so that every error below comes from the changes
     changes = parsed(text)
     for key, value in sorted(changes.items(), key=lambda change: change[0].endswith(".price")):  # after its model
         data = _put(data, key.split("."), value, key)
-    return sound(whole(data, path), f"{WHERE} (over {path})"), changes
+    return validated(expanded(data, path), f"{WHERE} (over {path})"), changes
 
 
 def parsed(text: str) -> Changes:

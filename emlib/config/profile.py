@@ -179,7 +179,7 @@ class Profile(Strict):
         """
         attacked = () if self.persistence is None else self.persistence.methods or ()
         known = {method.name for method in self.methods}
-        return [name for name in dict.fromkeys((*self.evaluation.named, *attacked)) if name not in known]
+        return [name for name in dict.fromkeys((*self.evaluation.named_methods, *attacked)) if name not in known]
 
     @property
     def judges(self) -> tuple[JudgeSpec, ...]:

@@ -163,7 +163,7 @@ class Defense(Strict):
         return [hook for hook in FINE_TUNING if cls.has(hook)] == ["after"]
 
     @classmethod
-    def overrides_none(cls, hooks: Sequence[str]) -> str:
+    def why_inert(cls, hooks: Sequence[str]) -> str:
         """Return the reason to refuse a defense that overrides none of these hooks, with a near name of its own."""
         return f"overrides none of the hooks by which it could act here: {', '.join(hooks)}.{near_hook(cls, hooks)}"
 
@@ -370,15 +370,19 @@ def _cancels(penalty: Defense, other: Defense) -> str:
     changed = other.has("active") and "loss" in other.acts_in
     if penalty.is_null or other.is_null or not (penalty.penalises_data and changed):
         return ""
-    what, advice, first = "outputs", "", min(other.named_layers(DEEPEST), default=1)
     if penalty.has("head_kl"):
-        advice = ". A KL term with 'on: pool' compares the model without it"
-    elif not (penalty.grpo_beta > 0 or (penalty.wants_reference and penalty.reads_hidden)):
-        read = penalty.reads_layers(DEEPEST) if penalty.wants_reference and not other.has("added_vectors") else ()
-        if max(read, default=0) < first:
-            return ""
-        what = "features"
-        advice = f". Let it read only layers before layer {first}" if first > 1 else ""
+        return _cancelled(penalty, other, "outputs", ". A KL term with 'on: pool' compares the model without it")
+    if penalty.grpo_beta > 0 or (penalty.wants_reference and penalty.reads_hidden):
+        return _cancelled(penalty, other, "outputs", "")
+    first = min(other.named_layers(DEEPEST), default=1)
+    read = penalty.reads_layers(DEEPEST) if penalty.wants_reference and not other.has("added_vectors") else ()
+    if max(read, default=0) < first:
+        return ""
+    advice = f". Let it read only layers before layer {first}" if first > 1 else ""
+    return _cancelled(penalty, other, "features", advice)
+
+
+def _cancelled(penalty: Defense, other: Defense, what: str, advice: str) -> str:
     return (f"'{other.kind}' changes the {what} of the trained model, and '{penalty.kind}' compares them with those of "
             f"the reference model, which it does not change, so that the adapter learns to cancel the change{advice}")
 

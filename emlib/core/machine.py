@@ -56,8 +56,10 @@ def threads(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     It returns none where neither a scheduler nor a limit states their number: other jobs may use the same machine.
     """
     stated = [environment[name] for name in (THREADS[0], *OF_SCHEDULERS) if environment.get(name)]
-    limited = [str(cpus())] if cpus() < (os.cpu_count() or 1) else []
-    return {name: environment.get(name) or number for number in [*stated, *limited][:1] for name in THREADS}
+    if not stated and cpus() >= (os.cpu_count() or 1):
+        return {}
+    number = stated[0] if stated else str(cpus())
+    return {name: environment.get(name) or number for name in THREADS}
 
 
 def is_shared(path: Path, mounts: str | None = None) -> bool:

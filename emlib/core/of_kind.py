@@ -74,7 +74,7 @@ class OfKind:
         called = FINE_TUNING if self.purpose == "fine-tuning" else GRPO
         overridden = [hook for hook in (*FINE_TUNING, *GRPO) if defense.has(hook)]
         if not set(overridden) & set(called):
-            raise ValueError(f"the defense '{defense.kind}' {defense.overrides_none(called)}")
+            raise ValueError(f"the defense '{defense.kind}' {defense.why_inert(called)}")
         if self.purpose == "grpo" and defense.has("penalty") and defense.reads_hidden:
             raise ValueError(f"the penalty of '{defense.kind}' reads the last hidden states, which reinforcement "
                              "learning does not keep. Let it read layers (`reads_layers`), with reads_hidden = False")

@@ -174,7 +174,7 @@ class VllmClient:
 
 def unknown_ids(known: int, width: int) -> range:
     """Return the ids of a head of `width` columns from `known` on, which the tokenizer lacks; none if too many."""
-    return range(known, width if width - known <= BIASES else known)
+    return range(known, width) if width - known <= BIASES else range(0)
 
 
 def refuse_unknown(drawn: Sequence[Drawn], known: int, width: int, who: str, setting: str) -> None:

@@ -52,7 +52,7 @@ def check(cls: type[Defense], **options: Any) -> Report:
     """
     defense = cls(**options)
     acts = [hook for hook in FINE_TUNING if defense.has(hook)]
-    _require(bool(acts), f"the defense {defense.overrides_none(FINE_TUNING)}")
+    _require(bool(acts), f"the defense {defense.why_inert(FINE_TUNING)}")
     _require(kinds().get(defense.kind) is cls, f"profiles do not find the class by its kind '{defense.kind}': another "
              "class has the same kind, or none is registered")
     _require(cls.model_validate_json(defense.model_dump_json()) == defense,

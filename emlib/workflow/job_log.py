@@ -106,7 +106,7 @@ class AttemptLog:
         running = self.is_running()  # before and after, because the job may end or begin while its records are read
         found = self._recorded()
         if found:
-            found[-1] = replace(found[-1], **self._texts())
+            found[-1] = replace(found[-1], **self._found_and_said())
             if found[-1].state == "killed" and (running or self.is_running()):
                 found[-1] = replace(found[-1], state="running", seconds=max(0.0, time.time() - found[-1].began))
         return found
@@ -171,7 +171,7 @@ class AttemptLog:
         except StoreError as error:
             print(f"    {error}", file=sys.stderr, flush=True)
 
-    def _texts(self) -> dict[str, Any]:
+    def _found_and_said(self) -> dict[str, Any]:
         """Return the last texts for people that the last attempt logged."""
         if not self.path.is_file():
             return {}

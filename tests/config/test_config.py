@@ -25,7 +25,7 @@ from emlib.config import (
 )
 from emlib.config.grpo import RlTraining
 from emlib.config.judge import OpenAIJudge
-from emlib.config.loading import over, profile_path, read_profile, sound
+from emlib.config.loading import over, profile_path, read_profile, validated
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import read_yaml
@@ -407,8 +407,8 @@ def test_every_entry_of_the_registry_says_where_digest_licence_and_revision_come
 def test_what_cannot_be_spread_over_gpus_is_refused(name: str, change: dict[str, Any], reason: str) -> None:
     data = read_profile(profile_path(name))
     with pytest.raises(ProfileError, match=rf"'job\.gpus' is more than 1, but {reason}"):
-        sound(over(data, {"job": {"gpus": 2}} | change), name)
-    assert sound(over(data, change), name).job.gpus == 1
+        validated(over(data, {"job": {"gpus": 2}} | change), name)
+    assert validated(over(data, change), name).job.gpus == 1
 
 
 @pytest.mark.parametrize("given", ["auto", True, False])

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from emlib.config import Profile, Trait, overridden
-from emlib.config.loading import over, profile_path, read_profile, sound
+from emlib.config.loading import over, profile_path, read_profile, validated
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.names import ALLOWED, ALLOWED_IN_WORDS, LONGEST
@@ -88,7 +88,7 @@ def test_a_name_that_could_leave_its_folder_is_refused_wherever_one_can_stand(pl
         if place in ("revision", "hub set") and name == "a/b":
             continue  # right there
         with pytest.raises(ProfileError) as caught:
-            sound(merged(PLACES[place](name)), "mine.yaml")
+            validated(merged(PLACES[place](name)), "mine.yaml")
         assert str(caught.value).startswith("mine.yaml: ")
         assert len(str(caught.value)) < 3000
 
@@ -98,7 +98,7 @@ def test_a_refused_name_is_told_with_what_is_allowed() -> None:
                            ("task", ALLOWED), ("question set", ALLOWED_IN_WORDS), ("repository", ALLOWED),
                            ("revision", ALLOWED)):
         with pytest.raises(ProfileError, match="not allowed") as caught:
-            sound(merged(PLACES[place]("../x")), "mine.yaml")
+            validated(merged(PLACES[place]("../x")), "mine.yaml")
         assert allowed in str(caught.value)
 
 
@@ -226,7 +226,7 @@ def test_every_number_of_a_profile_has_a_lower_and_an_upper_bound() -> None:
 ])
 def test_an_absurd_value_is_refused_when_the_profile_is_loaded(change: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ProfileError) as caught:
-        sound(merged(change), "mine.yaml")
+        validated(merged(change), "mine.yaml")
     for word in ["mine.yaml: ", *words]:
         assert word in str(caught.value)
 
@@ -234,11 +234,11 @@ def test_an_absurd_value_is_refused_when_the_profile_is_loaded(change: dict[str,
 def test_the_layers_of_a_folder_are_read_from_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 6}}))
     folder = {"model": {"kind": "folder", "path": str(tmp_path)}}
-    assert sound(merged(folder | {"probe": {"layers": [6]}}), "mine.yaml").probe.layers == (6,)
+    assert validated(merged(folder | {"probe": {"layers": [6]}}), "mine.yaml").probe.layers == (6,)
     with pytest.raises(ProfileError, match=r"layer 7, but the model .* has 6"):
-        sound(merged(folder | {"probe": {"layers": [7]}}), "mine.yaml")
+        validated(merged(folder | {"probe": {"layers": [7]}}), "mine.yaml")
     (tmp_path / "config.json").write_text("[" * 100_000)  # whoever loads the model will tell
-    assert sound(merged(folder | {"probe": {"layers": [7]}}), "mine.yaml").probe.layers == (7,)
+    assert validated(merged(folder | {"probe": {"layers": [7]}}), "mine.yaml").probe.layers == (7,)
 
 
 def test_set_is_read_as_strictly_as_a_file(tmp_path: Path) -> None:

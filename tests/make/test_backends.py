@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from emlib.config import Backend, HubModel, TinyModel, load_profile
-from emlib.config.loading import over, profile_path, read_profile, sound, spelled_out
+from emlib.config.loading import over, profile_path, read_profile, spelled_out, validated
 from emlib.core import paths
 from emlib.core.errors import ProfileError
 from emlib.core.plain_yaml import read_yaml
@@ -83,9 +83,9 @@ def test_a_profile_that_names_vllm_for_weights_in_4_bits_is_refused(
     """When it is read: vLLM would sample with other weights than the trained ones. `auto` takes transformers then."""
     data = over(read_profile(profile_path("grpo-3b")), {"grpo": {"methods": [{"name": "grpo"}]}})
     with pytest.raises(ProfileError, match=rf"'{setting}' is vllm.* 4-bit .*Set it to transformers, or model\.load_in"):
-        sound(over(data, {"model": {"load_in_4bit": True}, section: given}), "mine")
-    assert sound(over(data, {section: given}), "mine")
-    assert sound(over(data, {"model": {"load_in_4bit": True}}), "mine").backend.generation == "auto"
+        validated(over(data, {"model": {"load_in_4bit": True}, section: given}), "mine")
+    assert validated(over(data, {section: given}), "mine")
+    assert validated(over(data, {"model": {"load_in_4bit": True}}), "mine").backend.generation == "auto"
 
 
 def test_the_program_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +98,12 @@ def test_the_program_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_profile_says_one_word_for_all_or_a_word_for_each() -> None:
     data = read_yaml(paths.PARAMS / "tiny.yaml")
-    assert sound(spelled_out(data | {"backend": TRANSFORMERS}), "tiny").backend == Backend(
+    assert validated(spelled_out(data | {"backend": TRANSFORMERS}), "tiny").backend == Backend(
         training=TRANSFORMERS, generation=TRANSFORMERS, scoring=TRANSFORMERS)
-    assert sound(spelled_out(data | {"backend": {"training": "unsloth"}}), "tiny").backend == Backend(
+    assert validated(spelled_out(data | {"backend": {"training": "unsloth"}}), "tiny").backend == Backend(
         training="unsloth")
     with pytest.raises(ProfileError, match=r"backend\.generation"):
-        sound(spelled_out(data | {"backend": {"generation": "unsloth"}}), "tiny")
+        validated(spelled_out(data | {"backend": {"generation": "unsloth"}}), "tiny")
 
 
 def test_keys_have_the_backend_that_the_profile_states() -> None:

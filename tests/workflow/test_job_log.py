@@ -82,7 +82,7 @@ def test_a_job_that_ends_while_somebody_looks_was_running(tmp_path: Path, monkey
     with ExitStack() as job:
         job.enter_context(log.alone())
         job.enter_context(log.writing(gpu=None, digest=None))
-        monkeypatch.setattr(AttemptLog, "_texts", lambda _: job.close() or {})  # its records are read by now
+        monkeypatch.setattr(AttemptLog, "_found_and_said", lambda _: job.close() or {})  # its records are read by now
         assert [one.state for one in log.attempts()] == ["running"]
     assert [one.state for one in log.attempts()] == ["ended"]
 
