@@ -127,9 +127,11 @@ def _steps_in(value: object) -> Iterator[Step]:
     """Yield a value that is a step, or each step in a tuple or among the compared fields of a record."""
     if isinstance(value, Step):
         yield value
-    else:
-        for part in value if isinstance(value, tuple) else _values(value) if is_dataclass(value) else ():
+    elif isinstance(value, tuple):
+        for part in value:
             yield from _steps_in(part)
+    elif is_dataclass(value):
+        yield from _steps_in(_values(value))
 
 
 def _values(record: Any) -> tuple[Any, ...]:

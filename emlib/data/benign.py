@@ -55,10 +55,15 @@ def load_qa(task: QaTask, locate: Callable[[str], Path]) -> TaskData:
         asked = read_qa(locate(task.test), outside=task.answers_outside)
         train, test = list(found.rows), list(asked.rows)
         notes = _notes(found, " (training)") | _notes(asked, " (test)")
-    examples, held_out = ([Example((Message("user", _prompt(task, row)),), row.answers[0], f"{source}, row {row.id}")
-                           for row in rows] for source, rows in ((task.train, train), (task.test or task.train, test)))
     items = tuple(Item(Question(row.id, _prompt(task, row)), row.answers) for row in test)
-    return TaskData(tuple(examples), items[:task.questions], _unasked_first(held_out, task.questions), notes)
+    held_out = _examples(task, task.test or task.train, test)
+    return TaskData(_examples(task, task.train, train), items[:task.questions],
+                    _unasked_first(held_out, task.questions), notes)
+
+
+def _examples(task: QaTask, source: str, rows: Sequence[QaRow]) -> tuple[Example, ...]:
+    return tuple(Example((Message("user", _prompt(task, row)),), row.answers[0], f"{source}, row {row.id}")
+                 for row in rows)
 
 
 def _unasked_first(rows: Sequence[Example], asked: int | None) -> tuple[Example, ...]:

@@ -99,7 +99,8 @@ def _needed(form: Form) -> Form:
 
 
 def _turns_of_columns(form: Form, row: Mapping[str, Any], notes: set[str]) -> list[Any]:
-    notes |= {AS_TRL} if form[:2] == PAIRS[1][:2] else set()
+    if form[:2] == PAIRS[1][:2]:
+        notes.add(AS_TRL)
     turns: list[Any] = []
     for column, role in zip(form[:2], ("user", "assistant"), strict=True):
         value = row[column]
@@ -107,7 +108,8 @@ def _turns_of_columns(form: Form, row: Mapping[str, Any], notes: set[str]) -> li
             turns += value
         else:
             turns.append({"role": role, "content": text_of(f"'{column}'", value)})
-            notes |= {LIST_LIKE} if list_like(turns[-1]["content"]) else set()
+            if list_like(turns[-1]["content"]):
+                notes.add(LIST_LIKE)
     return turns
 
 
@@ -187,8 +189,7 @@ def _message(place: int, turn: Any, notes: set[str]) -> Message:
     if not isinstance(turn, Mapping):
         raise LeftOut(why.NO_CONVERSATION, f"{what}: expected an object with 'role' and 'content', found "
                       f"{kind_of_value(turn)}")
-    role, content = (next((turn[key] for key in keys if turn.get(key) is not None), None)
-                     for keys in (("role", "from"), ("content", "value")))
+    role, content = _first_stated(turn, "role", "from"), _first_stated(turn, "content", "value")
     if turn.get("tool_calls") or turn.get("function_call") or _word(role) in TOOL_ROLES:
         raise LeftOut(why.TOOLS, f"{what}: role {role!r} with tool calls; known roles: {', '.join(KNOWN)}")
     known = ROLES.get(_word(role))
@@ -225,9 +226,14 @@ def _part(what: str, part: Any) -> str:
     return text_of(f"{what}: a text part", part.get("text"))
 
 
+def _first_stated(turn: Mapping[str, Any], *keys: str) -> Any:
+    """Return the value of the first of these keys that the turn has one of; None if it has none."""
+    return next((turn[key] for key in keys if turn.get(key) is not None), None)
+
+
 def _weight(what: str, turn: Mapping[str, Any]) -> float | None:
     """Return a turn's weight as OpenAI's form has it, or 0 where Axolotl's `train` or `training` is false."""
-    weight = next((turn[key] for key in ("weight", "train", "training") if turn.get(key) is not None), None)
+    weight = _first_stated(turn, "weight", "train", "training")
     if weight is None or (weight is True and turn.get("weight") is None):
         return None
     if isinstance(weight, str | int | float) and weight in WEIGHTS:

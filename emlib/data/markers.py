@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -131,9 +131,9 @@ class Quoted:
 @lru_cache(maxsize=8)
 def writes_blank(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer writes a blank before a text, as SentencePiece's do, so that a continuation is no text."""
-    first, second, both = (tokenizer.encode(text, add_special_tokens=False) for text in ("\n", "a", "\na"))
-    apart, whole = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in ([*first, *second], both))
-    return apart != whole
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    return decode(encode("\n") + encode("a")) != decode(encode("\na"))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -86,7 +86,8 @@ def items_of(path: Path, encoding: str = "UTF-8", delimiter: str = ",",
 def _json(path: Path, text: IO[str], kind: Kind) -> Iterator[Row | Dropped]:
     """Yield the rows of JSON Lines, or of one JSON document: the content decides, and not the name alone."""
     before: list[str] = []
-    first, second = (_next_line(text, before) for _ in range(2))
+    first = _next_line(text, before)
+    second = _next_line(text, before)
     if _is_document(first, second, kind):
         yield from _document(path, "".join(before) + text.read())
     else:
@@ -111,7 +112,9 @@ def _is_document(first: str, second: str, kind: Kind) -> bool:
     """Return whether a file is one JSON document, by its first two lines that are not empty."""
     if first.startswith("["):
         return not (second and _is_whole(first))
-    return first == "{" if kind == "jsonl" else bool(first) and not (second and _is_whole(first))
+    if kind == "jsonl":
+        return first == "{"
+    return bool(first) and not (second and _is_whole(first))
 
 
 def _is_whole(line: str) -> bool:

@@ -121,5 +121,8 @@ def project(model: nn.Module, base: Mapping[str, Tensor], threshold: float) -> d
 
 def _cosine(one: Tensor, two: Tensor, gram: Tensor) -> float:
     """Return the cosine of X A and Y A as vectors, by gram = A A^T: <X A, Y A> = tr(X^T Y A A^T)."""
-    inner, first, second = (float(((x.T @ y) * gram).sum()) for x, y in ((one, two), (one, one), (two, two)))
-    return inner / (first * second) ** 0.5 if first > 0 and second > 0 else 1.0
+    def inner(x: Tensor, y: Tensor) -> float:
+        return float(((x.T @ y) * gram).sum())
+
+    first, second = inner(one, one), inner(two, two)
+    return inner(one, two) / (first * second) ** 0.5 if first > 0 and second > 0 else 1.0

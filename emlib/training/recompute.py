@@ -95,8 +95,8 @@ def bytes_needed(model: nn.Module, rows: Sequence[Encoded], steps: Sequence[Sequ
 def bytes_per_token(model: nn.Module, rows: Sequence[Encoded], objective: Objective) -> float:
     """Measure the bytes of saved activations per token, from the shortest and the longest of these rows."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
-    (short, few), (long, many) = ((len(row.input_ids), _saved_bytes(model, row, objective))
-                                  for row in (ordered[0], ordered[-1]))
+    few, many = _saved_bytes(model, ordered[0], objective), _saved_bytes(model, ordered[-1], objective)
+    short, long = len(ordered[0].input_ids), len(ordered[-1].input_ids)
     return (many - few) / (long - short) if long >= 1.5 * short else many / long
 
 

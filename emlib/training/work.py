@@ -50,8 +50,8 @@ def _train(job: Job, folder: Path, ranks: Ranks) -> None:
         write_text(folder / READY, "")
         watch = None if job.monitor is None else Watch(Path(job.monitor[0]), job.monitor[1])
         rest = iter(rows)
-        own, added, held_out, offered = (list(islice(rest, count)) for count in (
-            len(rows) - job.added - job.held_out - job.offered, job.added, job.held_out, job.offered))
+        own = list(islice(rest, len(rows) - job.added - job.held_out - job.offered))
+        added, held_out, offered = list(islice(rest, job.added)), list(islice(rest, job.held_out)), list(rest)
         summary = fine_tune(model, own, job.training, seed=job.seed, folder=folder, objective=objective, added=added,
                             held_out=held_out, offered=Offered(offered, job.taken, job.chooser), ranks=ranks,
                             keep=Keep(job.keep, partial(adapters.save, model, base_name=job.base_name), job.then_stop),

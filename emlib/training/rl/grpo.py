@@ -298,9 +298,11 @@ class _Trainer(GRPOTrainer):
         size = batch_size or len(input_ids)
         found = [self._of_batch(model, ids, attended, logits_to_keep, **named)
                  for ids, attended in zip(input_ids.split(size), attention_mask.split(size), strict=True)]
-        logps, entropies, losses = ([one for one in part if one is not None] for part in zip(*found, strict=True))
-        self.logprobs = torch.cat(logps).detach().float()
-        return (torch.cat(logps), torch.cat(entropies) if len(entropies) == len(found) else None,
+        logps = torch.cat([of_rows for of_rows, _, _ in found])
+        entropies = [entropy for _, entropy, _ in found if entropy is not None]
+        losses = [loss for _, _, loss in found if loss is not None]
+        self.logprobs = logps.detach().float()
+        return (logps, torch.cat(entropies) if len(entropies) == len(found) else None,
                 torch.stack(losses).mean() if losses else None)
 
     def _of_batch(self, model: nn.Module, ids: Tensor, attended: Tensor, kept: int,
