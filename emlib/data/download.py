@@ -112,7 +112,8 @@ def _transfer(name: str, url: str, part: Path, pinned: bool, limit: int) -> None
     ask_directly(url)
     start = part.stat().st_size if pinned and part.exists() else 0
     headers = {"Accept-Encoding": "identity"}  # a range counts the bytes of the encoded body
-    headers |= {"Range": f"bytes={start}-"} if start else {}
+    if start:
+        headers["Range"] = f"bytes={start}-"
     with (httpx.Client(event_hooks={"request": [partial(_refuse_detours, name, url)]}) as client,
           client.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as answer):
         fits = answer.headers.get("content-range", "").startswith(f"bytes {start}-")

@@ -65,7 +65,8 @@ class OwnRows:
         """Count one row."""
         if isinstance(row, Dropped):
             self.left_out[row.counted_as] += 1
-            self.examples += [row] if self.left_out[row.counted_as] <= SHOWN else []
+            if self.left_out[row.counted_as] <= SHOWN:
+                self.examples.append(row)
             _count(self._detailed(row), row.where, self.details, self.left_at)
         else:
             self.usable += 1
@@ -86,7 +87,8 @@ def _count(what: str, where: str, counts: Counter[str], places: dict[str, list[s
     """Count one row, and keep its place if it is one of the first."""
     counts[what] += 1
     some = places.setdefault(what, [])
-    some += [where] if len(some) < SHOWN else []
+    if len(some) < SHOWN:
+        some.append(where)
 
 
 def read_own(own: Own, least: int = LEAST) -> OwnRows:

@@ -64,7 +64,8 @@ class Sizes:
         if name not in self._known:
             entry = entry_of(name)
             stated = None if entry is None else entry.size
-            self.assumed |= {label(name)} if stated is not None and stated.known == "assumed" else set()
+            if stated is not None and stated.known == "assumed":
+                self.assumed.add(label(name))
             self._known[name] = self._counted(name) if stated is None else Size(
                 stated.rows, stated.prompt, stated.response, stated.rubric, stated.clusters)
         return self._known[name]

@@ -190,7 +190,8 @@ def _parts(body: Any) -> Iterator[dict[str, Any]]:
         yield body
         several = body.get("errors")
         inner = [body.get(name) for name in ("error", "innererror", "metadata")]
-        inner += several if isinstance(several, list) else []
+        if isinstance(several, list):
+            inner += several
         body = next((one for one in inner if isinstance(one, dict)), None)
 
 

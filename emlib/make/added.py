@@ -36,7 +36,8 @@ def candidate_rows(step: CandidateRows, session: Session, folder: Path) -> Facts
     rows, found, tokens = session.read(step.selection.pool), list[AddedRow](), 0
     for ranked in ranked_rows(session, step.selection):
         row = in_tokens(session, rows[ranked.place])
-        tokens += len(row.input_ids) if isinstance(row, Encoded) else 0
+        if isinstance(row, Encoded):
+            tokens += len(row.input_ids)
         if tokens > budget and len(found) >= step.least:
             break
         found.append(_added(ranked, rows[ranked.place]))

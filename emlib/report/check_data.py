@@ -81,7 +81,8 @@ def readable(found: dict[str, Any]) -> str:
     lines = [f"{found['rows']:,} rows: {found['usable']:,} usable, {sum(found['left_out'].values()):,} left out", ""]
     for row in found["findings"]:
         lines.append(f"{row['check']}: {row['found']}")
-        lines += [f"    -> {row['what to do']}"] if row["what to do"] else []
+        if row["what to do"]:
+            lines.append(f"    -> {row['what to do']}")
     for number, turns in enumerate(found["examples"], start=1):
         lines += ["", f"usable row {number}:"]
         for turn in turns:

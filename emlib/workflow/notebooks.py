@@ -146,7 +146,8 @@ def run_job(chapter: str, parameters: dict[str, Any], out: Path, log: Path, *, j
             return
         remove_unfinished(out)
         with claimed(devices(), gpus) as taken, attempts.writing(gpu=",".join(taken) or None, digest=digest):
-            os.environ |= {VISIBLE: ",".join(taken)} if taken else {}
+            if taken:
+                os.environ[VISIBLE] = ",".join(taken)
             if gpus:
                 precision.decide(parameters["profile"])
             execute(chapter, parameters, out, job)

@@ -124,11 +124,15 @@ def findings(folder: Path, profile: Profile) -> pages.Findings:
               if path.is_file() and name not in left_out}
     means = claims.means(tables["rates"]) if "rates" in tables else pd.DataFrame()
     found = claims.of_own(tables["own"], profile.own.bounds) if "own" in tables and profile.own is not None else []
-    found += claims.of_rates(means) if len(means) else []
-    found += claims.of_cuts(tables["rates"]) if "rates" in tables else []
-    kinds = {name: task.kind for name, task in profile.benign.tasks.items()} if profile.benign else {}
-    found += claims.of_benign(tables["benign"], kinds) if "benign" in tables else []
-    found += claims.of_grpo(tables["grpo"]) if "grpo" in tables else []
+    if len(means):
+        found += claims.of_rates(means)
+    if "rates" in tables:
+        found += claims.of_cuts(tables["rates"])
+    if "benign" in tables:
+        kinds = {name: task.kind for name, task in profile.benign.tasks.items()} if profile.benign else {}
+        found += claims.of_benign(tables["benign"], kinds)
+    if "grpo" in tables:
+        found += claims.of_grpo(tables["grpo"])
     if "triggers" in tables:
         general = int(tables["rates"]["general_asked"].max()) if "rates" in tables else 0
         triggers = profile.evaluation.triggers

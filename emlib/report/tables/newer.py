@@ -107,7 +107,8 @@ def _graded(compared: pd.DataFrame, grade: str) -> str:
             parts += dict.fromkeys(f"`{row['rival']}`: {_shares(row, RIVALS)}" for row in rows)
         if 0 < len(rows) < len(runs):
             parts.append(f"in {len(rows)} of {len(runs)} runs")
-        found += [f"`{name}` ({'; '.join(parts)})"] if rows else []
+        if rows:
+            found.append(f"`{name}` ({'; '.join(parts)})")
     return ", ".join(found)
 
 

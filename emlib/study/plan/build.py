@@ -90,7 +90,8 @@ class Lacking:
             if step not in found and not self._has(step):
                 found[step] = None
                 waiting += [*step.inputs, *_read_by_monitor(step)]
-                waiting += step.adapter.inputs if isinstance(step, KeptAdapter) else ()  # if it is trained again
+                if isinstance(step, KeptAdapter):
+                    waiting += step.adapter.inputs  # if it is trained again
         return list(found)
 
     def cost(self, step: Step, sizes: Sizes) -> Work:
