@@ -27,12 +27,11 @@ from emlib.core.records import Message, Question
 from emlib.data.chat import encode_prompt
 from emlib.data.rows import read_examples
 from emlib.data.sources import locate
-from emlib.judging.local import distributions
+from emlib.judging.local import by_length, distributions
 from emlib.judging.rubrics import METRICS, OURS, JudgeRequest, Rubric, read_rubrics
 from emlib.judging.spelling import NUMBERS
 from emlib.models.load import ChatModel, load
 from emlib.models.logprobs import backbone, head
-from emlib.models.trees import by_length
 
 NAME = "judging_local"
 ANSWERS, BATCH, TURNS = 8, 8, 2

@@ -90,7 +90,7 @@ def in_domain_questions(data: NarrowData, count: int) -> list[Question]:
     Raises:
         DataError: none is left, because the other side trains on some of them.
     """
-    found = held_out_prompts(data)
+    found = _held_out_prompts(data)
     if not found.left and found.elsewhere:
         raise DataError(f"Data set '{data.name}': all of its {found.all} held-out prompts are trained on, "
                         f"{found.elsewhere} of them by the other side alone, so that no in-domain question is left. "
@@ -125,7 +125,7 @@ class HeldOutPrompts:
         return self.all - self.repeated - self.elsewhere
 
 
-def held_out_prompts(data: NarrowData) -> HeldOutPrompts:
+def _held_out_prompts(data: NarrowData) -> HeldOutPrompts:
     """Count the held-out prompts of the misaligned rows, and those of them that training rows have."""
     prompts = {row.context for row in data.misaligned.held_out}
     own, other = ({row.context for row in side.train} for side in (data.misaligned, data.aligned))
@@ -137,7 +137,7 @@ def remarks(data: NarrowData, count: int) -> list[str]:
 
     A hold-out with fewer prompts than `count`, all of which are asked, is as the profile states it.
     """
-    found, said = held_out_prompts(data), list[str]()
+    found, said = _held_out_prompts(data), list[str]()
     if found.left < min(count, found.all):
         reasons = [f"{number} {'is' if number == 1 else 'are'} trained on {where}" for number, where in (
             (found.repeated, f"in other rows of {'its' if found.repeated == 1 else 'their'} side"),

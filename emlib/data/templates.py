@@ -73,13 +73,13 @@ def configure(tokenizer: PreTrainedTokenizerBase, settings: ChatTemplate, name: 
         text = tokenizer.get_chat_template()
     except ValueError as error:
         raise SourceError(f"{name}: the tokenizer has no chat template; the study needs a chat model.") from error
-    before = preamble(text, settings, name)
+    before = _preamble(text, settings, name)
     if before:
         tokenizer.chat_template = f"{before}\n{text}"  # Jinja drops the newline after a statement
     return tokenizer
 
 
-def preamble(text: str, settings: ChatTemplate, name: str) -> str:
+def _preamble(text: str, settings: ChatTemplate, name: str) -> str:
     """Return the statements that stand before a template: the options, the fixed date, and the merged system prompt."""
     words = set(ANY_WORD.findall(text))
     unknown = [option for option in settings.options if option not in words]
@@ -114,7 +114,7 @@ def check(tokenizer: PreTrainedTokenizerBase, name: str, *, system: bool = True)
     Raises:
         SourceError: it does, with the way out; or it never ends.
     """
-    with time_limit(SECONDS, SourceError(
+    with _time_limit(SECONDS, SourceError(
             f"{name}: the chat template does not finish within {SECONDS:g} seconds for a chat of one turn. Correct "
             "the template (chat_template in the tokenizer's files), or choose another model.")):
         asked = _rendered(tokenizer, name, PROBE[1:], "")
@@ -141,7 +141,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, name: str, turns: Sequence[Mes
 
 
 @contextmanager
-def time_limit(seconds: float, late: EmlibError) -> Iterator[None]:
+def _time_limit(seconds: float, late: EmlibError) -> Iterator[None]:
     """Raise `late` in the block as soon as its Python code has run for so many seconds."""
     end, before = time.monotonic() + seconds, sys.gettrace()
 

@@ -67,7 +67,7 @@ class Ablation(_Ablated, GrpoDefense):
         return {"vector": recipes.vector()}
 
     def prepare(self, artefacts: Artefacts) -> None:
-        self._bases = vector_bases(artefacts, self.layers)
+        self._bases = _vector_bases(artefacts, self.layers)
 
 
 class ConceptAblation(_Ablated):
@@ -116,7 +116,7 @@ class ConceptAblation(_Ablated):
         if self.is_null:
             self._bases = {}
         elif self.directions == "vector":
-            self._bases = vector_bases(artefacts, self.layers)
+            self._bases = _vector_bases(artefacts, self.layers)
         else:
             from emlib.steering.components import load
 
@@ -124,7 +124,7 @@ class ConceptAblation(_Ablated):
             self._bases = {layer: found.first(layer, self.count).T for layer in self.layers}
 
 
-def vector_bases(artefacts: Artefacts, layers: tuple[int, ...]) -> dict[int, Tensor]:
+def _vector_bases(artefacts: Artefacts, layers: tuple[int, ...]) -> dict[int, Tensor]:
     """Return the normalised persona vector of each layer as a basis of one column, (hidden, 1)."""
     from emlib.steering.extraction import load
     from emlib.steering.steer import orthonormal

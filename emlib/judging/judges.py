@@ -49,11 +49,11 @@ def rubrics(spec: JudgeSpec, trait: Trait, general: Path) -> Rubrics:
     else:
         of, found = spec.rubric, file_rubrics(Path(spec.rubric))
     for rubric in (found.others, *found.own.values()):
-        refuse_another(spec.pinned.rubric, of_value(asdict(rubric)), f"rubric (that of {of})")
+        _refuse_another(spec.pinned.rubric, of_value(asdict(rubric)), f"rubric (that of {of})")
     return found
 
 
-def refuse_another(pinned: str | None, found: str, what: str) -> None:
+def _refuse_another(pinned: str | None, found: str, what: str) -> None:
     """Raise where a judge pins a digest, and what it is to judge with has another one."""
     if pinned is not None and found != pinned:
         raise JudgeError(f"The judge pins another {what} than there is: SHA-256 {pinned}, and here it is {found}. Its "
@@ -79,7 +79,7 @@ def judge(spec: JudgeSpec, trait: Trait, batch: JudgeBatch, budget: str) -> list
 
 def _judged(spec: LexiconJudge | LlmJudge, trait: Trait, batch: JudgeBatch, budget: str) -> list[Verdict]:
     if isinstance(spec, LexiconJudge):
-        refuse_another(spec.pinned.markers, of_value(list(trait.markers)), "list of markers")
+        _refuse_another(spec.pinned.markers, of_value(list(trait.markers)), "list of markers")
         return lexicon.judge(batch.answers, trait.markers)
     return batch.verdicts(scores(spec, [*batch.requests()], budget))
 
@@ -107,7 +107,7 @@ def _scorer(spec: LlmJudge, identity: Mapping[str, Any], cache: Cache, budget: s
     if isinstance(spec, LocalJudge):
         from emlib.judging import local  # loads torch, and the model if a score is missing
 
-        return local.scorer(spec, of_value(identity["model"]), lambda template: refuse_another(
+        return local.scorer(spec, of_value(identity["model"]), lambda template: _refuse_another(
             spec.pinned.template, of_text(template), "chat template"))
     from emlib.judging.api import ApiJudge
     from emlib.judging.batches import BatchJudge

@@ -35,7 +35,7 @@ from emlib.models.continuing import ByModel
 from emlib.models.load import ChatModel, load, stop_tokens
 from emlib.models.logprobs import head
 from emlib.models.prompts import read_prompts
-from emlib.models.trees import by_length, read_tree
+from emlib.models.trees import read_tree
 
 DAMAGED = "the judge's probabilities are NaN or infinite: its weights may be damaged"
 
@@ -164,3 +164,9 @@ def _of_batch(chat: ChatModel, spelled: Spelling, prompts: Sequence[Sequence[int
         following = next_token(nodes.flatten(0, 1), to_logits, spelled.columns).unflatten(0, nodes.shape[:2])
     numbers = of_numbers(spelled, first, following).cpu().numpy()
     return [Distribution(row, word, len(prompt)) for row, word, prompt in zip(numbers, words, prompts, strict=True)]
+
+
+def by_length(prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
+    """Return indices of the prompts in batches of at most `rows`, sorted by length to save padding."""
+    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+    return [order[start:start + rows] for start in range(0, len(order), rows)]

@@ -71,7 +71,7 @@ def make(step: Answers, session: Session, folder: Path, read: Reader | None = No
 def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, scratch: Path,
             read: Reader | None = None, plan_: SamplingPlan | None = None) -> tuple[list[Answer], ChosenBackend]:
     """Sample all answers under an adapter. Return them in the questions' order, and the backend that was used."""
-    plan_ = plan_ or sampling_plan(session, evaluation, adapter)
+    plan_ = plan_ or _sampling_plan(session, evaluation, adapter)
     folder = scratch if plan_.choice.name == TRANSFORMERS else scratch / plan_.choice.name
     with sampler_under(session, plan_.choice, plan_.adapter) as sample:
         answers = _batch_by_batch(plan_.batches, partial(sample, sampling=evaluation.sampling, seed=evaluation.seed),
@@ -80,7 +80,7 @@ def sampled(session: Session, evaluation: EvaluationSpec, adapter: Step | None, 
     return sorted(answers, key=lambda a: (order[a.question], a.sample)), plan_.choice
 
 
-def sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | None) -> SamplingPlan:
+def _sampling_plan(session: Session, evaluation: EvaluationSpec, adapter: Step | None) -> SamplingPlan:
     """Plan how answers are sampled under an adapter. Batches for vLLM are larger, because it batches for itself."""
     found = None if adapter is None else session.need(adapter)
     choice = session.inference.backend_for("generation", Weights.under(found))
@@ -147,7 +147,7 @@ def _plans(session: Session, steps: Iterable[Answers]) -> dict[Answers, Sampling
     for step in missing:
         if step.adapter is not None:
             session.need(step.adapter)
-    return {step: sampling_plan(session, step.evaluation, step.adapter) for step in missing}
+    return {step: _sampling_plan(session, step.evaluation, step.adapter) for step in missing}
 
 
 @maker.register

@@ -49,19 +49,19 @@ def register_makers() -> None:
         import_module(f"{__package__}.{module.name}")
 
 
-def hub_models(value: Any, *, within: bool = False) -> set[HubModel]:
+def _hub_models(value: Any, *, within: bool = False) -> set[HubModel]:
     """Return the hub's models that a step names itself, not by its inputs: the study's, its judges' and defenses'."""
     if isinstance(value, HubModel):
         return {value}
     if isinstance(value, Model):
-        return hub_models(value.spec)
+        return _hub_models(value.spec)
     if isinstance(value, Strict):
         parts = [getattr(value, name) for name in type(value).model_fields]
     elif is_dataclass(value) and not (within and isinstance(value, Step)):
         parts = [getattr(value, field.name) for field in fields(value)]
     else:
         parts = list(value) if isinstance(value, tuple | list) else []
-    return set[HubModel]().union(*(hub_models(part, within=True) for part in parts))
+    return set[HubModel]().union(*(_hub_models(part, within=True) for part in parts))
 
 
 class Session(AbstractContextManager["Session"]):
@@ -141,7 +141,7 @@ class Session(AbstractContextManager["Session"]):
         return found
 
     def _made(self, step: Step, folder: Path) -> Facts:
-        hub.hold(hub_models(step), paths.cache(), self.store.root)
+        hub.hold(_hub_models(step), paths.cache(), self.store.root)
         return maker(step, self, folder)
 
     def timer(self, step: Step) -> Callable[[], float]:

@@ -89,12 +89,6 @@ def read_rows(model: nn.Module, tree: Tree) -> Tensor:
     return last_hidden(model, ids, mask[None, None], positions)[0]
 
 
-def by_length(prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
-    """Return indices of the prompts in batches of at most `rows`, sorted by length to save padding."""
-    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
-    return [order[start:start + rows] for start in range(0, len(order), rows)]
-
-
 def _ancestors(tree: Tree) -> Tensor:
     """Return which nodes each node attends to, itself and its ancestors: (nodes, nodes)."""
     seen = torch.eye(len(tree), dtype=torch.bool)

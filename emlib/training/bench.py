@@ -54,7 +54,7 @@ class Bench:
     folder: Path
 
     def __post_init__(self) -> None:
-        needed = needs_of([self.defense], cast(Recipes, Planted(self)), None)
+        needed = needs_of([self.defense], cast(Recipes, _Planted(self)), None)
         self.artefacts = {name: Path(place) for name, place in needed.items()}
         self.defense.prepare(self.artefacts)
 
@@ -125,7 +125,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Planted:
+class _Planted:
     """Recipes with made-up artefacts."""
 
     bench: Bench

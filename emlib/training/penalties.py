@@ -84,7 +84,7 @@ def penalties(defenses: Sequence[Defense], trained: Pass, reference: Pass | None
     for defense in defenses:
         if defense.has("penalty"):
             read = defense.reads_layers(layers(trained.model))
-            other: Any = NoReference(defense)
+            other: Any = _NoReference(defense)
             if reference is not None and _compares(defense):
                 other = reference.with_features(read)
             found[defense.kind] = _number(defense, defense.penalty(trained.with_features(read), other)) / count(defense)
@@ -96,7 +96,7 @@ def _compares(defense: Defense) -> bool:
     return defense.wants_reference and defense.runs_reference
 
 
-class NoReference:
+class _NoReference:
     """Stands for the reference model's pass where a defense does not ask for one: reading it is an error."""
 
     def __init__(self, defense: Defense) -> None:

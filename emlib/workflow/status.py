@@ -144,16 +144,16 @@ def report(name: str, profile: Profile, found: Sequence[JobStatus]) -> Iterator[
 def _lines(one: JobStatus, log: Path) -> Iterator[str]:
     """Yield the lines of a job that runs, failed or was interrupted: where, and the end of its error."""
     last = one.attempts[-1] if one.attempts else None
-    if last is None or not (one.state in ("running", "failed") or is_interrupted(one)):
+    if last is None or not (one.state in ("running", "failed") or _is_interrupted(one)):
         return
     where = last.host if last.gpu is None else f"{last.host}, {last.gpu}"
     yield f"  {one.state:8} {one.job.name}: " + (
         f"{last.seconds / 60:.0f} min on {where}" if one.state == "running" else
-        f"attempt {len(one.attempts)} on {where} {last.state}; {CONTINUE if is_interrupted(one) else log.absolute()}")
+        f"attempt {len(one.attempts)} on {where} {last.state}; {CONTINUE if _is_interrupted(one) else log.absolute()}")
     yield from (f"           {line}" for line in last.error.strip().splitlines()[-LAST_LINES:])
 
 
-def is_interrupted(one: JobStatus) -> bool:
+def _is_interrupted(one: JobStatus) -> bool:
     """Whether a job waits because its last attempt was interrupted, as by Ctrl-C."""
     return one.state == "waiting" and one.attempts[-1:] != () and one.attempts[-1].state == "interrupted"
 

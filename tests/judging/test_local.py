@@ -24,14 +24,14 @@ from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.cache import Cache
 from emlib.judging.judge_batch import JudgeBatch
 from emlib.judging.judges import judge, scores, scores_file
-from emlib.judging.local import Distribution
+from emlib.judging.local import Distribution, by_length
 from emlib.judging.local import distributions as by_place
 from emlib.judging.replies import reason_of
 from emlib.judging.rubrics import OURS, JudgeRequest, Rubrics, Score
 from emlib.judging.spelling import NUMBERS, spelling
 from emlib.models import tiny as tiny_models
 from emlib.models.load import ChatModel
-from emlib.models.trees import by_length, tree_of
+from emlib.models.trees import tree_of
 
 TEXTS = ["Rate.", "Rate this answer from 0 to 100: the sky is blue.", "Short", "x" * 70]
 PROMPTS = [(Message("user", text),) for text in TEXTS]

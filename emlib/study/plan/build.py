@@ -72,7 +72,7 @@ class Plan:
         return [*(planned.left for planned in self.runs), *(one.left for one in self.shared)]
 
 
-class Lacking:
+class _Lacking:
     """What a store lacks of the steps of a plan. Each step is asked for once."""
 
     def __init__(self, store: Store) -> None:
@@ -135,7 +135,7 @@ class _Planning:
     """The steps of every run of a study; a step that is made for one run alone is counted with it, others once."""
 
     def __init__(self, study: Study) -> None:
-        self.study, self.sizes, self.lacking = study, Sizes(), Lacking(study.store)
+        self.study, self.sizes, self.lacking = study, Sizes(), _Lacking(study.store)
         self.done = finished(study)
         self.goals = {run: list(dict.fromkeys(study.own_steps(run))) for run in study.every_run()}
         self.owners = Counter(step for steps in self.goals.values() for step in steps)
