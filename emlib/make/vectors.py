@@ -40,7 +40,8 @@ def extract(step: PersonaVectors, session: Session, folder: Path) -> Facts:
     found = extraction.extract(session.chat, questions, answers, verdicts, config)
     extraction.save(found, folder)
     say(f"persona vectors of '{trait.name}': {found.kept} of {found.asked} pairs kept")
-    return {"kept": found.kept, "asked": found.asked, **session.facts,
+    left_out = {"left_out": dict(found.left_out)} if found.left_out else {}
+    return {"kept": found.kept, "asked": found.asked, **left_out, **session.facts,
             "seconds": seconds(), **samples["positive"][1].facts}
 
 

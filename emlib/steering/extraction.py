@@ -10,18 +10,22 @@ after the norm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Extraction, Trait
 from emlib.core.errors import EmlibError
+from emlib.core.progress import say
 from emlib.core.records import Answer, Example, Question, Verdict
-from emlib.data.chat import WHOLE, Encoded, counted, encode
+from emlib.data.chat import WHOLE, Encoded, counted, encode_or_drop
+from emlib.data.left_out import Dropped
 from emlib.models import tensors
 from emlib.models.hooks import layers
 from emlib.models.load import ChatModel
@@ -37,13 +41,15 @@ class PersonaVectors:
     """One vector per layer, not normalised: (layers + 1, hidden) in float32; index 0 belongs to the embeddings.
 
     `projections` holds, for the positive and the negative side, the scalar projection of each kept answer's mean
-    activation onto the vector's direction: (kept, layers + 1).
+    activation onto the vector's direction: (kept, layers + 1). `left_out` is the number of pairs that the chat
+    template refuses or rewrites, by reason; no file has it.
     """
 
     vectors: Tensor
     kept: int
     asked: int
     projections: dict[str, Tensor] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def at(self, layer: int) -> Tensor:
         """Return the vector of the output of block `layer`, counted from 1.
@@ -119,12 +125,32 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
     """
     kept = kept_pairs(verdicts["positive"], verdicts["negative"], settings.keep)
     kept = [place for place in kept if all(answers[side][place].without_thinking().text.strip() for side in SIDES)]
-    settings.refuse_few(len(kept), asked := len(answers["positive"]))
-    states = {side: activations(chat, [
-        counted(encode(chat.tokenizer, example, WHOLE), end_of_turn=settings.end_of_turn)
-        for example in examples(questions[side], [answers[side][place] for place in kept])]) for side in SIDES}
+    sides = [examples(questions[side], [answers[side][place] for place in kept]) for side in SIDES]
+    pairs, left_out = _encoded(chat.tokenizer, list(zip(*sides, strict=True)))
+    asked = len(answers["positive"])
+    if left_out:
+        say(f"{left_out.total()} of {asked} pairs of answers {'is' if left_out.total() == 1 else 'are'} left out "
+            f"({'; '.join(left_out)})")
+    settings.refuse_few(len(pairs), asked)
+    states = {side: activations(chat, [counted(row, end_of_turn=settings.end_of_turn) for row in rows])
+              for side, rows in zip(SIDES, zip(*pairs, strict=True), strict=True)}
     vectors = states["positive"].mean(0) - states["negative"].mean(0)
-    return PersonaVectors(vectors, len(kept), asked, {side: projection(states[side], vectors) for side in SIDES})
+    return PersonaVectors(vectors, len(pairs), asked, {side: projection(states[side], vectors) for side in SIDES},
+                          left_out)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Example, ...]],
+             ) -> tuple[list[list[Encoded]], Counter[str]]:
+    """Encode both answers of each pair; leave out pairs of which one cannot be, and count them by its reason."""
+    encoded, left_out = list[list[Encoded]](), Counter[str]()
+    for pair in pairs:
+        found = [encode_or_drop(tokenizer, example, WHOLE) for example in pair]
+        rows = [row for row in found if isinstance(row, Encoded)]
+        if len(rows) == len(pair):
+            encoded.append(rows)
+        else:
+            left_out[next(row.counted_as for row in found if isinstance(row, Dropped))] += 1
+    return encoded, left_out
 
 
 def save(found: PersonaVectors, folder: Path) -> None:

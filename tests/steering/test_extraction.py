@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,31 @@ def test_too_few_pairs_say_how_many_of_how_many_and_what_to_change(tiny: ChatMod
     with pytest.raises(EmlibError, match=r"3 of 20 pairs .* 4 are wanted.* lower extraction\.min_pairs"):
         extract(tiny, questions, answers, verdicts, Extraction(min_pairs=4))
     assert extract(tiny, questions, answers, verdicts, Extraction(keep="all")).kept == 20
+
+
+def test_a_pair_of_which_the_template_rewrites_an_answer_is_left_out_and_counted(
+        tiny: ChatModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """Templates of reasoning models keep of a past answer what follows its last </think>."""
+    template = thinking("", "").replace("m['content']", "m['content'].split('</think>')[-1]")
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    chat = replace(tiny, tokenizer=tokenizer)
+    questions = {side: asked[:3] for side, asked in trait_questions(load_trait("pirate"), 1).items()}
+    answers = {side: [Answer(q.id, 0, f"{side} answer {number}", "stop", 2) for number, q in enumerate(asked)]
+               for side, asked in questions.items()}
+    verdicts = {side: [verdict(0)] * 3 for side in questions}
+    others = ({side: listed[::2] for side, listed in every.items()}  # type: ignore[attr-defined]
+              for every in (questions, answers, verdicts))
+    settings = Extraction(keep="all", min_pairs=2)
+    expected = extract(chat, *others, settings)
+    answers["negative"][1] = replace(answers["negative"][1], text="One </think> two")
+    found = extract(chat, questions, answers, verdicts, settings)
+    assert (found.kept, found.asked) == (2, 3)
+    assert list(found.left_out.values()) == [1]
+    torch.testing.assert_close(found.vectors, expected.vectors)
+    with pytest.raises(EmlibError, match=r"2 of 3 pairs"):
+        extract(chat, questions, answers, verdicts, Extraction(keep="all", min_pairs=3))
+    assert "1 of 3 pairs of answers is left out (this tokenizer's chat template" in capsys.readouterr().out
 
 
 def test_vectors_are_kept_as_safetensors_and_a_layer_beyond_them_is_refused(tmp_path: Path) -> None:
