@@ -90,7 +90,7 @@ class ModelReader:
         started = time.perf_counter()
         with evaluating(self.model), torch.no_grad():
             answers, states = self.answers, self._states
-            if self.facts["drawn"]:
+            if self.facts["drawn"] and self.answers:
                 answers = self._drawn(step)
                 with adapter_off(self.model):
                     states = self._look(answers)[1]

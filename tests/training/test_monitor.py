@@ -105,6 +105,15 @@ def without_seconds(folder: Path) -> list[Reading]:
     return [replace(one, seconds=0.0) for one in read_readings(folder)]
 
 
+def test_without_answers_none_are_drawn(tiny: ChatModel, tmp_path: Path) -> None:
+    """With `layers: []` losses alone are read, whatever `answers` says: the first reading ended the training."""
+    place = inputs(tiny, tmp_path, [], drawn=True)
+    with adapters.new_lora(tiny.model, LORA, 0) as model:
+        read = ModelReader(model, place, 2).read(1)
+    assert (read.drift, read.kl) == ({}, None)
+    assert set(read.losses) == {"held_out", "pool"}
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_no_weight_changes_by_it_and_a_killed_run_has_the_same_readings(
         tiny: ChatModel, answers: list[Encoded], tmp_path: Path, drawn: bool) -> None:
