@@ -127,6 +127,11 @@ class Interleaving(Defense):
         """Whether misaligned models must score the pool's rows first."""
         return self.choose.startswith("score")
 
+    def _needs_aligned(self, pool: Any) -> bool:
+        """Whether the pool is scored or answered by the model 'aligned' of the task."""
+        return (self.scored and pool.aligned == "aligned") or (
+            self.answers == "on_policy" and pool.on_policy.model == "aligned")
+
     def fits(self, section: Any, method: str) -> None:
         require(section, "pool", f"method '{method}' takes rows from a pool")
         if self.scored:
@@ -134,6 +139,10 @@ class Interleaving(Defense):
                 section.pool.scorers_for(dataset, section.datasets)
         if self.answers != "pool":
             section.pool.refuse_text(method)
+        if self._needs_aligned(section.pool) and section.benign and any(
+                self in one.defenses for one in section.benign.all_methods):
+            raise ValueError(f"method '{method}' needs the model 'aligned', for which benign tasks have no rows; set "
+                             "pool.aligned and pool.on_policy.model to untrained")
         if self.answers == "virtuous" and self.checked and section.judge.kind == "none":
             raise ValueError(f"method '{method}' has its answers checked by the judge, and the profile has none. Set "
                              "checked to false, or name a judge")

@@ -17,7 +17,7 @@ from emlib.report import benign
 from emlib.report.figures import plots
 from emlib.study.runs import Run, RunResult
 from emlib.study.study import Study, open_study
-from emlib.study.tasks import over
+from emlib.study.tasks import with_changes
 from emlib.workflow import graph
 
 PROMISED = "model,task,tier,method,setting,seed,exact_match,asked"  # design, section 5
@@ -57,6 +57,17 @@ def test_a_run_is_a_task_a_tier_a_method_a_setting_and_a_seed(study: Study) -> N
         study.runs("benign", datasets=["opswap"])
 
 
+@pytest.mark.parametrize(("options", "pool"), [
+    ("choose: score", "aligned: aligned"), ("answers: on_policy", "on_policy: {model: aligned}")])
+def test_a_pool_that_needs_aligned_rows_of_a_benign_task_is_refused(options: str, pool: str, tmp_path: Path) -> None:
+    text = (f"extends: tiny\npool: {{{pool}}}\nbenign:\n  methods:\n    - untrained\n"
+            f"    - {{name: mixed, defenses: [{{kind: interleaving, OPTIONS}}]}}\n")
+    said = r"method 'mixed' needs the model 'aligned', for which benign tasks have no rows; set pool\."
+    with pytest.raises(ProfileError, match=said):
+        load_profile(profile(tmp_path, text.replace("OPTIONS", options)))
+    load_profile(profile(tmp_path, text.replace("OPTIONS", "choose: random")))
+
+
 def test_every_defense_trains_and_answers_and_stands_in_the_table(study: Study) -> None:
     runs = study.runs("benign", datasets=["opswap-1"])
     results = study.complete(runs)
@@ -90,10 +101,10 @@ def test_a_tasks_own_settings_stand_over_the_profiles(study: Study) -> None:
     assert spec.training == study.profile.training.model_copy(update={"learning_rate": 5e-4})
     assert len(spec.rows.examples) == 8  # of 12, 4 are held out; the profile's train_rows are 8
     assert study.task(run).answers(run)["exact_match"].evaluation.sampling == Sampling(max_new_tokens=4, batch_rows=32)
-    assert over(Training(epochs=7), Training(batch_size=1)) == Training(epochs=7, batch_size=1)
-    assert over(Training(epochs=7), Training(epochs=1)).epochs == 1  # a default that is said is said
-    assert over(Training(train_rows=24), Training(train_rows=None)).train_rows is None  # all rows
-    assert over(Training(epochs=7), None) == Training(epochs=7)
+    assert with_changes(Training(epochs=7), Training(batch_size=1)) == Training(epochs=7, batch_size=1)
+    assert with_changes(Training(epochs=7), Training(epochs=1)).epochs == 1  # a default that is said is said
+    assert with_changes(Training(train_rows=24), Training(train_rows=None)).train_rows is None  # all rows
+    assert with_changes(Training(epochs=7), None) == Training(epochs=7)
 
 
 def test_the_demo_trains_on_all_that_notebook_10_says() -> None:
