@@ -53,10 +53,17 @@ class Filtering(Defense):
         """Return the places of the worst rows, or of random ones.
 
         Raises:
-            DataError: the share amounts to no row, or another defense changed the number of rows.
+            DataError: the share amounts to no row or to all rows, or another defense changed the number of rows.
         """
         if self.is_null:
             return ()
+        if len(places := self._places(rows, artefacts)) == len(rows):
+            raise DataError(f"A share of {self.share:g} of {len(rows)} fine-tuning rows amounts to all of them, and "
+                            "none is left to train on. Choose a smaller one.")
+        return places
+
+    def _places(self, rows: Sequence[Example], artefacts: Artefacts) -> Collection[int]:
+        """Return the same, whether or not a row is left."""
         count = round(self.share * len(rows))
         if count == 0:
             raise DataError(f"A share of {self.share:g} of {len(rows)} fine-tuning rows amounts to no row: the run "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,16 @@ def test_what_cannot_be_ranked_stays_and_what_makes_no_sense_is_refused(tmp_path
         defended(rows, 0.1, tmp_path)
     with pytest.raises(DataError, match="4 rows and the training 6"):
         defended(rows, 0.5, tmp_path, 6)
+
+
+def test_a_share_that_leaves_no_row_to_train_on_is_refused(tmp_path: Path) -> None:
+    rows = [AuditedRow(place, 1.0, 0.0, "") for place in range(8)]
+    examples = [Example((Message("user", "?"),), "!")] * 8
+    for leave_out in (partial(defended, rows, 0.99, tmp_path),
+                      partial(Filtering(share=0.99, choose="random").filtered, examples, {})):
+        with pytest.raises(DataError, match=r"0\.99 of 8 fine-tuning rows amounts to all of them"):
+            leave_out()
+    assert len(defended(rows, 0.9, tmp_path)) == 7
 
 
 @pytest.mark.parametrize(("changes", "words"), [
