@@ -42,6 +42,7 @@ NO_HISTORY: tuple[Any, ...] = (None, "", "[]", [])
 WEIGHTS = {0: 0.0, 1: 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}  # false and true equal 0 and 1
 ZERO_WEIGHT = "answers of weight 0, which are not trained on"
 EARLIER_ANSWERS = "rows with several answers: the last one is trained on, the earlier ones are its context"
+BLANK_SYSTEM = "rows whose conversation begins with an empty system prompt, which is left out"
 SYSTEM_TWICE = "rows with a system prompt in a column and another in the conversation, which is taken"
 JOINED_PARTS = "turns of several text parts, which are joined as they are"
 AS_ALPACA = "rows of instruction, input and output: the prompt is instruction and input with an empty line between them"
@@ -151,6 +152,8 @@ def turns_of(key: str, value: Any) -> list[Any]:
 def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str | None = None) -> Example:
     """Return the training row of a conversation, and add to `notes` what its reader should know.
 
+    An empty system turn at its beginning is left out, as an empty column of system prompts is.
+
     Args:
         system: a system prompt from elsewhere in the row, for conversations without one.
 
@@ -158,15 +161,19 @@ def conversation(where: str, turns: Sequence[Any], notes: set[str], system: str 
         LeftOut: it has no answer to train on, or something that is not text.
     """
     messages = [_message(place, turn, notes) for place, turn in enumerate(turns, start=1)]
-    if system is not None and messages[0].role != "system":
+    if messages[0].role == "system" and is_blank(messages[0].content):
+        notes.add(BLANK_SYSTEM)
+        del messages[0]
+    if system is not None and not (messages and messages[0].role == "system"):
         messages.insert(0, Message("system", system))
     elif system is not None and messages[0].content != system:
         notes.add(SYSTEM_TWICE)
     late = next((place for place, turn in enumerate(messages, start=1) if turn.role == "system" and place > 1), None)
     if late is not None:
         raise LeftOut(why.NO_CONVERSATION, f"message {late}: a system prompt that is not the first turn")
-    if messages[-1].role != "assistant":
-        raise LeftOut(why.NO_ANSWER, f"the last message is the {messages[-1].role}'s; a training row ends with the "
+    last = messages[-1].role if messages else "system"
+    if last != "assistant":
+        raise LeftOut(why.NO_ANSWER, f"the last message is the {last}'s; a training row ends with the "
                       "assistant's")
     answers = [place for place, turn in enumerate(messages) if turn.role == "assistant"]
     trained = [place for place in answers if messages[place].weight != 0]

@@ -43,6 +43,7 @@ REMEDIES = {
     tables.LATE_QUOTES: "remove the blank if the quotes are not part of the text",
     conversations.ZERO_WEIGHT: "",
     conversations.EARLIER_ANSWERS: "to train on each answer, write one row for each",
+    conversations.BLANK_SYSTEM: "nothing, unless the default of a chat template should not apply: then write one",
     conversations.SYSTEM_TWICE: "remove one of them if the other is meant",
     conversations.JOINED_PARTS: "",
     conversations.AS_ALPACA: "",

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from emlib.core.errors import DataError
-from emlib.data.conversations import SYSTEM_TWICE, ZERO_WEIGHT
+from emlib.data.conversations import BLANK_SYSTEM, SYSTEM_TWICE, ZERO_WEIGHT
 from emlib.data.formats import detected_format
 from emlib.data.left_out import HEADER_AGAIN, MEDIA
 from emlib.data.own import LIKE_MISSING, MARKED, PLACEHOLDERS
@@ -95,6 +95,18 @@ def test_rows_about_an_image_are_left_out_and_a_placeholder_alone_is_told(put: P
     asked = {"messages": turns(("user", "<image>Q?"), ("assistant", "A."))}
     found = put("a.jsonl", lines({**asked, "images": ["a.png"]}, {**asked, "images": []}, {**ROW, "image": "a.png"}))
     assert (found.usable, found.left_out, found.notes) == (2, {MEDIA: 1}, {PLACEHOLDERS: 1})
+
+
+@pytest.mark.parametrize("blank", ["", " \n", "\u200b"])
+def test_an_empty_system_prompt_is_none_in_a_column_and_in_a_conversation(put: Put, tmp_path: Path, blank: str) -> None:
+    """An empty turn does not stand before a real prompt in the column either."""
+    empty = ("system", blank)
+    found = put("a.jsonl", lines({"messages": turns(empty, *SAID)}, {"system": blank, "messages": turns(*SAID)}, {
+        "conversations": [{"from": "system", "value": blank}, *turns(*SAID)]}, {**ROW, "system": blank}, {
+        "system": "Be brief.", "messages": turns(empty, *SAID)}, {"messages": turns(empty)}))
+    assert [row.system for row in found.drawn] == [None] * 4 + ["Be brief."]
+    assert (found.notes, found.left_out) == ({BLANK_SYSTEM: 4}, {"no answer": 1})
+    assert {row.system for row in read_pool(tmp_path / "a.jsonl", "messages").rows} == {None, "Be brief."}
 
 
 def test_a_system_prompt_in_a_column_beside_another_one_is_told(put: Put, tmp_path: Path) -> None:
