@@ -47,6 +47,7 @@ SYSTEM_TWICE = "rows with a system prompt in a column and another in the convers
 JOINED_PARTS = "turns of several text parts, which are joined as they are"
 AS_ALPACA = "rows of instruction, input and output: the prompt is instruction and input with an empty line between them"
 AS_TRL = "rows of prompt and completion"
+WHOLE = "whole numbers in a column of fractions, which are read as 42.0 (as of whole numbers where one was missing)"
 LIST_LIKE = "texts that look like lists of turns, which are read as text"
 
 
@@ -111,6 +112,8 @@ def _turns_of_columns(form: Form, row: Mapping[str, Any], notes: set[str]) -> li
             turns.append({"role": role, "content": text_of(f"'{column}'", value)})
             if list_like(turns[-1]["content"]):
                 notes.add(LIST_LIKE)
+            if isinstance(value, float) and not isinstance(value, Written) and value.is_integer():
+                notes.add(WHOLE)
     return turns
 
 

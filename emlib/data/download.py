@@ -23,6 +23,7 @@ from emlib.core.addresses import ask_directly, checked_address
 from emlib.core.errors import SourceError
 from emlib.core.files import disk_errors
 from emlib.core.flag import Flag
+from emlib.data.tables import as_written, of_few_digits
 
 LARGEST = 2_000_000_000  # bytes of a file whose size the registry does not state
 TRIES = 5  # attempts for one download
@@ -192,9 +193,10 @@ def from_hub(name: str, hub: HubSet, part: Path, *, terms: str | None, otherwise
     if lost := [column for column in rows.column_names if column in wanted and column not in readable]:
         raise SourceError(f"{name}: the column '{lost[0]}' of {hub.repo} is no text ({rows.features[lost[0]]}). Name "
                           f"another one; columns that can be read: {', '.join(readable) or 'none'}.")
-    rows = rows.select_columns(readable)
+    rows, few = rows.select_columns(readable), of_few_digits(rows.features.arrow_schema)
     with disk_errors(part), part.open("wb") as out:
-        copy_limited(((json.dumps(row) + "\n").encode("ascii") for row in rows), out.write, limit, name)
+        written = (json.dumps(as_written(row, few)) + "\n" for row in rows)
+        copy_limited((line.encode("ascii") for line in written), out.write, limit, name)
 
 
 def _in_json(stored: Any) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from emlib.config.words import repeats
 from emlib.core.errors import DataError
@@ -244,7 +246,20 @@ def _parquet(path: Path, wanted: Collection[str] | None) -> Iterator[Header | Ro
             _refuse_twice(str(path), names)
             yield Header(str(path), tuple(names))
             columns = [name for name in names if wanted is None or name in wanted]
-            values = (one for batch in file.iter_batches(PARQUET_ROWS, columns=columns) for one in batch.to_pylist())
+            few = of_few_digits(file.schema_arrow)
+            values = (as_written(one, few) for batch in file.iter_batches(PARQUET_ROWS, columns=columns)
+                      for one in batch.to_pylist())
             yield from (Row(f"{path}, row {number}", one) for number, one in enumerate(values, start=1))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as Parquet ({error}). Download or write it again.") from error
+
+
+def of_few_digits(schema: Any) -> dict[str, type[np.floating[Any]]]:
+    """Return the type of each column of 16- or 32-bit fractions in an Arrow schema, by its name."""
+    kinds: dict[str, type[np.floating[Any]]] = {"halffloat": np.float16, "float": np.float32}
+    return {column.name: kinds[str(column.type)] for column in schema if str(column.type) in kinds}
+
+
+def as_written(row: dict[str, Any], few: Mapping[str, type[np.floating[Any]]]) -> dict[str, Any]:
+    """Return a row with its fractions as they were written: 0.1 of 32 bits is 0.10000000149011612 in 64."""
+    return row | {name: float(str(kind(row[name]))) for name, kind in few.items() if row.get(name) is not None}

@@ -49,6 +49,7 @@ REMEDIES = {
     conversations.AS_ALPACA: "",
     conversations.AS_TRL: "",
     conversations.LIST_LIKE: "if they are conversations, write them as lists in JSON Lines",
+    conversations.WHOLE: "write the column as whole numbers or texts if 42 is meant",
     own.ENDS: "",
     own.LIKE_MISSING: "they are trained on as they are: remove the rows if a value is missing there",
     own.PLACEHOLDERS: "remove these rows if they are about an image, a video or a sound",

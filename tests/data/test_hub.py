@@ -69,7 +69,8 @@ def dated() -> bytes:
     whole = pa.BufferOutputStream()
     pq.write_table(pa.table({
         "prompt": [f"{i}?" for i in range(count)], "response": [f" {i}." for i in range(count)], "made": [day] * count,
-        "picture": [b"\xff"] * count, "more": [{"at": day, "of": "x"}] * count, "likes": [0.5] * count}), whole)
+        "picture": [b"\xff"] * count, "more": [{"at": day, "of": "x"}] * count,
+        "likes": pa.array([0.1] * count, pa.float32())}), whole)
     return whole.getvalue().to_pybytes()
 
 
@@ -188,7 +189,7 @@ def test_columns_that_json_does_not_know_are_left_out_unless_they_are_asked_for(
     done = ask(hub, tmp_path, code.replace("RESPONSE", "'response'"))
     assert done.stdout.startswith("[' 0.', ' 1.']"), done.stderr
     kept = Path(done.stdout.split("] ")[1].strip()).read_text().splitlines()
-    assert json.loads(kept[0]) == {"prompt": "0?", "response": " 0.", "likes": 0.5}
+    assert json.loads(kept[0]) == {"prompt": "0?", "response": " 0.", "likes": 0.1}
 
 
 def test_which_columns_json_knows() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from emlib.config import Own, load_profile
 from emlib.core.errors import DataError, ProfileError
-from emlib.data.conversations import EARLIER_ANSWERS, JOINED_PARTS, ZERO_WEIGHT
+from emlib.data.conversations import EARLIER_ANSWERS, JOINED_PARTS, WHOLE, ZERO_WEIGHT
 from emlib.data.own import ENDS, every_row, read_own
 from emlib.data.pools import read_pool
 from emlib.data.questions import read_questions
@@ -40,7 +40,7 @@ def zstd(content: bytes) -> bytes:
     return out.getvalue().to_pybytes()
 
 
-def parquet(**columns: list[Any]) -> bytes:
+def parquet(**columns: Any) -> bytes:
     out = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), out)
     return out.getvalue().to_pybytes()
@@ -116,6 +116,15 @@ def test_rows_that_a_quote_swallowed_are_told(put: Put) -> None:
     found = put("a.csv", 'prompt,response\na,"one\nb,two\nc,three"\nd,"a poem\nof lines"\n')
     assert (found.usable, found.notes) == (2, {ROWS_IN_CELL: 1})
     assert found.noted_at[ROWS_IN_CELL][0].endswith("a.csv:4")
+
+
+def test_fractions_of_few_bits_are_texts_of_few_digits_and_whole_ones_are_told(put: Put) -> None:
+    """The third column is one of whole numbers of which one was missing, as pandas writes it."""
+    for answers, kind, said in (([0.1, 2.5], pa.float32(), ["0.1", "2.5"]), ([0.1], pa.float16(), ["0.1"]),
+                                ([42.0, None], pa.float64(), ["42.0"])):
+        found = put("a.parquet", parquet(prompt=["Q?"] * len(answers), response=pa.array(answers, kind)))
+        assert [row.response for row in found.drawn] == said
+        assert found.notes == ({WHOLE: 1} if said == ["42.0"] else {})
 
 
 def test_numbers_are_texts_as_they_are_written_and_other_values_leave_a_row_out(put: Put) -> None:
