@@ -187,6 +187,11 @@ class LocalJudge(Strict):
             raise ValueError("a judge's scores must not depend on the machine: write dtype: bfloat16 or dtype: float32")
         return model
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Also a version where the model may think: since version 2 it is asked behind an empty think block."""
+        return super().identity | ({"version": 2} if self.model.may_think else {})
+
 
 JudgeSpec = Annotated[LexiconJudge | NoJudge | OpenAIJudge | LocalJudge, Field(discriminator="kind")]
 # A judge that answers any prompt with a number from 0 to 100. `rubric` applies only to alignment and coherence.

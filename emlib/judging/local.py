@@ -3,7 +3,8 @@
 One batched pass reads the prompts; a second one reads all numbers as a tree on its key-value cache
 (`emlib.models.trees`). `emlib.judging.spelling` defines which spellings count as a number. The score is the mean
 number, given that the answer is a number; where numbers have less than a quarter of the probability there is no score
-(Betley et al.). Where a label is asked for, the judge's likeliest reply is read.
+(Betley et al.). Where a label is asked for, the judge's likeliest reply is read. A model that may think is asked behind
+the empty think block of its template, where its answers begin: its likeliest first token would be `<think>`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from emlib.core.digests import of_value
 from emlib.core.errors import SourceError
 from emlib.core.progress import bar
 from emlib.core.records import Message
-from emlib.data.chat import encode_prompt
+from emlib.data.chat import encode_opening
 from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.judge_batch import Keep, Scorer
 from emlib.judging.replies import LEAST_MASS, reason_of
@@ -113,7 +114,7 @@ def numbers(chat: ChatModel, prompts: Sequence[Sequence[Message]], batch_rows: i
 
 def labels(chat: ChatModel, prompts: Sequence[Sequence[Message]], batch_rows: int) -> Iterator[tuple[int, Score]]:
     """Yield each prompt's index and the likeliest reply as a reason: words, of which one may be a metric's label."""
-    encoded = [encode_prompt(chat.tokenizer, prompt) for prompt in prompts]
+    encoded = [encode_opening(chat.tokenizer, prompt) for prompt in prompts]
     batches = by_length(encoded, batch_rows)
     for batch in bar(batches, "local judge", "batch", total=len(batches)):
         for place, said in zip(batch, _replies(chat, [encoded[place] for place in batch]), strict=True):
@@ -147,7 +148,7 @@ def distributions(chat: ChatModel, prompts: Sequence[Sequence[Message]], *,
                   batch_rows: int = 16) -> Iterator[tuple[int, Distribution]]:
     """Yield each prompt's index and the distribution of the judge's answer; in batches, the longest prompts first."""
     spelled = spelling(chat.tokenizer)
-    encoded = [encode_prompt(chat.tokenizer, prompt) for prompt in prompts]
+    encoded = [encode_opening(chat.tokenizer, prompt) for prompt in prompts]
     batches = by_length(encoded, batch_rows)
     for batch in bar(batches, "local judge", "batch", total=len(batches)):
         yield from zip(batch, _of_batch(chat, spelled, [encoded[place] for place in batch]), strict=True)

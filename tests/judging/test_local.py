@@ -14,11 +14,12 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from emlib.config import FolderModel, LocalJudge, TinyModel, load_trait
+from emlib.config import FolderModel, HubModel, LocalJudge, TinyModel, load_trait
+from emlib.config.models import ChatTemplate
 from emlib.core.digests import of_value
 from emlib.core.errors import EmlibError, SourceError
 from emlib.core.records import Answer, Message, Question
-from emlib.data.chat import encode_prompt
+from emlib.data.chat import encode_opening, encode_prompt
 from emlib.judging import local
 from emlib.judging.bodies import LABEL_TOKENS
 from emlib.judging.cache import Cache
@@ -32,6 +33,7 @@ from emlib.judging.spelling import NUMBERS, spelling
 from emlib.models import tiny as tiny_models
 from emlib.models.load import ChatModel
 from emlib.models.trees import tree_of
+from tests.data.test_chat import EMPTY, thinking
 
 TEXTS = ["Rate.", "Rate this answer from 0 to 100: the sky is blue.", "Short", "x" * 70]
 PROMPTS = [(Message("user", text),) for text in TEXTS]
@@ -180,6 +182,27 @@ def test_a_label_is_the_likeliest_reply_and_not_its_first_token_alone(monkeypatc
         for rows in (1, 3, 4):
             found = dict(local.labels(chat, PROMPTS, rows))
             assert [found[place] for place in range(len(PROMPTS))] == expected
+
+
+def test_a_model_that_may_think_is_asked_behind_the_empty_think_block() -> None:
+    """Where the spellings of numbers stand, too: before it, `<think>` is the likeliest token, and no number is."""
+    tokenizer = tiny_models.build_tokenizer()
+    tokenizer.chat_template = thinking("", EMPTY)
+    chat = ChatModel("tiny", tiny_models.build_model(0, 4, 64, torch.float32).eval(), tokenizer)
+    read = [len(encode_opening(tokenizer, prompt)) for prompt in PROMPTS]
+    assert read[0] == len(encode_prompt(tokenizer, PROMPTS[0])) + len(EMPTY)
+    assert [one.tokens for one in distributions(chat, PROMPTS)] == read
+    assert [score.tokens[0] for _, score in sorted(local.labels(chat, PROMPTS, 4))] == read
+    expected = brute_force(chat, encode_opening(tokenizer, PROMPTS[0]), closed=True)
+    assert distributions(chat, PROMPTS[:1])[0].numbers == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize(("repo", "options", "version"), [
+    ("Qwen/Qwen3-8B", {}, 2), ("Qwen/Qwen3-8B", {"enable_thinking": False}, None), ("Qwen/Qwen2.5-7B", {}, None)])
+def test_scores_of_a_judge_that_may_think_are_not_those_of_before(
+        repo: str, options: dict[str, bool], version: int | None) -> None:
+    model = HubModel(kind="hub", repo=repo, revision="main", template=ChatTemplate(options=options))
+    assert LocalJudge(kind="local", model=model).identity.get("version") == version
 
 
 def test_a_local_judge_reads_labels_where_labels_are_asked_for(sheet: JudgeBatch) -> None:
