@@ -51,8 +51,7 @@ def test_everything_that_was_found_is_one_json_object(run: Run, jsonl: Callable[
     checks = {one["check"]: one["found"] for one in found["findings"]}
     assert [(one["check"], one["found"]) for one in found["findings"] if one["check"].startswith("left out")] == [
         ("left out: not text", "1 (my rows.jsonl:1); 'tell' is a list"),
-        ("left out: no answer", "1 (my rows.jsonl:2); the answer is empty; there is nothing to learn from this row. "
-         "Remove it"),
+        ("left out: no answer", "1 (my rows.jsonl:2); the answer is empty; there is nothing to learn from this row"),
         ("left out: not text", "1 (my rows.jsonl:3); 'tell' is true")]
     assert checks["texts with the turn markers of a chat template"] == "1 (my rows.jsonl:28)"
     assert checks["texts with white space at an end, which is kept"] == "1 (my rows.jsonl:28)"
