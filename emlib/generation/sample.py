@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from emlib.config import Sampling
-from emlib.core.errors import EmlibError
+from emlib.core.errors import DataError, EmlibError, shortened
 from emlib.core.records import Answer, Question
 from emlib.core.seeds import generator
 from emlib.data.chat import decode_answer, encode_prompt, opened_thinking
@@ -55,11 +55,24 @@ def plan(questions: Sequence[Question], samples: int, tokenizer: PreTrainedToken
     """Return the batches of a run: requests by prompt length, the longest first, `batch_rows` at a time.
 
     The plan depends on its arguments alone, so that an interrupted run resumes with the missing batches.
+
+    Raises:
+        DataError: the chat template refuses a question.
     """
-    prompts = {question.id: tuple(encode_prompt(tokenizer, question.context)) for question in questions}
+    prompts = {question.id: _prompt_ids(tokenizer, question) for question in questions}
     requests = [Request(q, sample, prompts[q.id]) for q in questions for sample in range(samples)]
     requests.sort(key=lambda request: -len(request.prompt_ids))  # stable: ties keep the questions' order
     return [requests[start:start + batch_rows] for start in range(0, len(requests), batch_rows)]
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, question: Question) -> tuple[int, ...]:
+    try:
+        return tuple(encode_prompt(tokenizer, question.context))
+    except DataError as error:
+        raise DataError(f"question '{question.id}' cannot be asked: {error}. Its prompt is "
+                        f"'{shortened(question.prompt)}'. Remove it from its question file; an in-domain question is a "
+                        "held-out row with this prompt: correct or remove that row, which trains on the data set "
+                        "anew.") from error
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

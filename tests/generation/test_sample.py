@@ -11,8 +11,8 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from emlib.config import Lora, Sampling
-from emlib.core.errors import EmlibError
-from emlib.core.records import Answer, Question
+from emlib.core.errors import DataError, EmlibError
+from emlib.core.records import Answer, Message, Question
 from emlib.generation import sample
 from emlib.generation.sample import (
     Drawn,
@@ -40,6 +40,18 @@ def ask(chat: ChatModel, questions: list[Question], samples: int, sampling: Samp
     batches = plan(questions, samples, chat.tokenizer, rows)
     answers = [a for batch in batches for a in answer_batch(chat.model, chat.tokenizer, batch, sampling, seed)]
     return {(answer.question, answer.sample): answer for answer in answers}
+
+
+def test_a_question_that_the_template_refuses_is_named_with_its_prompt() -> None:
+    """An in-domain question is a held-out row, whose id is no line of the file: its prompt finds it."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = ("{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user begins') }}{% endif %}"
+                               + str(tokenizer.chat_template))
+    fine = Question("own_16", "How?")
+    refused = Question("own_17", "Why is that?" + " Why?" * 40, before=(Message("assistant", "Welcome."),))
+    with pytest.raises(DataError, match=r"question 'own_17' .*refuses the turns assistant, user: a user begins.*"
+                                        r"'Why is that\? Why\?.* \.\.\. .*correct or remove that row"):
+        plan([fine, refused], 2, tokenizer, 4)
 
 
 @pytest.fixture
