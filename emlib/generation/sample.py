@@ -151,7 +151,7 @@ def draw_batch(model: nn.Module, requests: Sequence[Request], sampling: Sampling
     Raises:
         DataError: a prompt and its answer would be longer than the model's context.
     """
-    refuse_longer_prompts(model, {one.question.id: len(one.prompt_ids) for one in requests}, sampling.max_new_tokens)
+    refuse_longer_prompts(model, {one.question: len(one.prompt_ids) for one in requests}, sampling.max_new_tokens)
     device = next(model.parameters()).device
     stops = torch.tensor(sorted(ends), device=device)
     random = uniforms(requests, seed, sampling.max_new_tokens).to(device)

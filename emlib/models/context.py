@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from emlib.core.errors import DataError, ProfileError
+from emlib.core.errors import DataError, ProfileError, shortened
+from emlib.core.records import Question
 from emlib.models.logprobs import causal_lm
 
 
@@ -38,16 +39,17 @@ def refuse_longer_rows(name: str, model: nn.Module, lengths: Mapping[str, int]) 
                                "and counted.")
 
 
-def refuse_longer_prompts(model: nn.Module, prompts: Mapping[str, int], new_tokens: int) -> None:
+def refuse_longer_prompts(model: nn.Module, prompts: Mapping[Question, int], new_tokens: int) -> None:
     """Refuse prompts that leave no room for an answer of `new_tokens` in the model's context.
 
-    `prompts` are the numbers of tokens by the question's id.
+    `prompts` are the numbers of tokens by the question.
 
     Raises:
         DataError: the longest of them does.
     """
     context, longest = context_of(model), max(prompts, key=lambda question: prompts[question], default=None)
     if context is not None and longest is not None and prompts[longest] + new_tokens > context:
-        raise DataError(f"question '{longest}' has a prompt of {prompts[longest]} tokens, and answers of up to "
-                        f"{new_tokens} (sampling.max_new_tokens), but the model reads {context} tokens at most. "
-                        "Shorten or remove the question, or lower max_new_tokens.")
+        raise DataError(f"question '{longest.id}' has a prompt of {prompts[longest]} tokens, and answers of up to "
+                        f"{new_tokens} (sampling.max_new_tokens), but the model reads {context} tokens at most. Its "
+                        f"prompt is '{shortened(longest.prompt)}'. Shorten or remove the question (an in-domain one is "
+                        "a held-out row with this prompt), or lower max_new_tokens.")

@@ -40,7 +40,8 @@ def test_a_prompt_whose_answer_may_pass_the_context_is_refused_by_its_question(t
     tiny.model.config.max_position_embeddings = len(long.prompt_ids) + 5
     assert answer_batch(tiny.model, tiny.tokenizer, [short, long], Sampling(max_new_tokens=5), 0)[1].question == "long"
     with pytest.raises(DataError, match=rf"question 'long' has a prompt of {len(long.prompt_ids)} tokens, and answers "
-                                        rf"of up to 6 .* reads {len(long.prompt_ids) + 5} tokens at most"):
+                                        rf"of up to 6 .* reads {len(long.prompt_ids) + 5} tokens at most. "
+                                        r"Its prompt is 'Why"):
         answer_batch(tiny.model, tiny.tokenizer, [short, long], Sampling(max_new_tokens=6), 0)
 
 
