@@ -187,35 +187,36 @@ class Watch:
 
 
 class Monitoring:
-    """The readings of a run of `total` steps, of which `done` are taken, in `folder`; None: another process writes.
+    """The readings of a run of `total` steps, of which `done` are taken, in `folder`.
 
-    A run that is killed and resumed has the same readings: those after the last checkpoint are made again. If another
-    monitor reads it then, the readings of the former one are dropped.
+    Each process of a run has all of them, and the one that `writes` keeps them: all have to agree on when the model is
+    read, because they compute together. A run that is killed and resumed has the same readings: those after the last
+    checkpoint are made again. If another monitor reads it then, the readings of the former one are dropped.
     """
 
-    def __init__(self, watch: Watch | None, model: nn.Module, batch_size: int, folder: Path | None, *, done: int,
-                 total: int) -> None:
-        self.watch, self.folder, self.total = watch, folder, total
-        self.readings = [one for one in read_readings(folder) if one.step <= done] if folder is not None else []
+    def __init__(self, watch: Watch | None, model: nn.Module, batch_size: int, folder: Path, *, done: int, total: int,
+                 writes: bool = True) -> None:
+        self.watch, self.folder, self.total, self.writes = watch, folder, total, writes
+        self.readings: list[Reading] = []
         if watch is not None:
+            found = [one for one in read_readings(folder) if one.step <= done]
+            file, digest = folder / MONITORED_BY, digest_of(watch.inputs)
+            if file.is_file() and file.read_text(encoding="utf-8") == digest:
+                self.readings = found
+            # The processes compute the base model's reading together, so that all have read before one writes.
             self.monitor = ModelReader(model, watch.inputs, batch_size)
-            if folder is not None:
-                self._drop_those_of_another(folder, digest_of(watch.inputs))
-                write_records(folder / READINGS, self.readings)
+            if writes:
+                self._begin(found, digest)
             if not self.readings:
                 self._add(self.monitor.base)
 
-    def _drop_those_of_another(self, folder: Path, digest: str) -> None:
-        """Drop the readings that are not known to be of the monitor with this digest, and write the digest."""
-        file = folder / MONITORED_BY
-        if file.is_file() and file.read_text(encoding="utf-8") == digest:
-            return
-        if self.readings:
+    def _begin(self, found: Sequence[Reading], digest: str) -> None:
+        """Write the readings that stay of those found, and the digest of what they are read from."""
+        if found and not self.readings:
             say("monitor: it was changed since this training began, so its readings up to step "
-                f"{self.readings[-1].step} are dropped. The new ones begin where the training goes on.")
-            self.readings = []
-            write_records(folder / READINGS, [])  # before the digest: a kill in between leaves no mixture
-        write_text(file, digest)
+                f"{found[-1].step} are dropped. The new ones begin where the training goes on.")
+        write_records(self.folder / READINGS, self.readings)  # before the digest: a kill in between leaves no mixture
+        write_text(self.folder / MONITORED_BY, digest)
 
     @property
     def shown(self) -> dict[str, str]:
@@ -236,7 +237,7 @@ class Monitoring:
         assert self.watch is not None, "only a watched run is read"
         warn, before = self.watch.settings.warn, self.readings[-1].first if self.readings else 0.0
         self.readings.append(reading)
-        if self.folder is None:
+        if not self.writes:
             return
         append_record(self.folder / READINGS, reading)
         if warn is not None and (reading.first or 0.0) > warn >= (before or 0.0):

@@ -79,8 +79,8 @@ def fine_tune(model: nn.Module, rows: Sequence[Encoded], settings: Training, *, 
     with (explained_out_of_memory(settings, log.path), _training_mode(model), fitted(model) as unpacked_reason,
           peak_memory(device) as peak, recomputing(
               model, [*rows, *offered.largest], steps, settings, objective, ranks) as recompute):
-        monitoring = Monitoring(watch, model, settings.batch_size, folder if ranks.first else None,
-                                done=done, total=len(steps))
+        monitoring = Monitoring(watch, model, settings.batch_size, folder, done=done, total=len(steps),
+                                writes=ranks.first)
         for number in progress:
             record = take(number)
             keeping.after(number + 1)

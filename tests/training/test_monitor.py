@@ -27,7 +27,7 @@ from emlib.models.load import ChatModel, stop_tokens
 from emlib.steering.steer import steer
 from emlib.training import live
 from emlib.training.bench import killed
-from emlib.training.monitor import MONITORED_BY, ModelReader, Watch, write_inputs
+from emlib.training.monitor import MONITORED_BY, ModelReader, Monitoring, Watch, write_inputs
 from emlib.training.objective import Objective
 from emlib.training.sft import fine_tune
 from tests.made import planted, some_rows
@@ -148,6 +148,24 @@ def test_a_run_that_is_resumed_under_another_monitor_has_the_readings_of_that_on
     assert [reading.step for reading in found] == [0, 6, 8]
     assert found == [whole[reading.step] for reading in found]
     assert "its readings up to step 4 are dropped" in "".join(capsys.readouterr())
+
+
+def test_all_processes_of_a_resumed_run_agree_on_when_it_is_read(
+        tiny: ChatModel, answers: list[Encoded], tmp_path: Path) -> None:
+    """The run was killed between its last reading and the saving of the adapter: a process that reads alone hangs."""
+    watch, run = Watch(inputs(tiny, tmp_path / "inputs", answers), Settings(every=1)), tmp_path / "run"
+    run.mkdir()
+    with adapters.new_lora(tiny.model, LORA, 0) as model:
+        ended = Monitoring(watch, model, 2, run, done=0, total=2)
+        ended.after(1)
+        ended.after(2, last=True)
+        resumed = [Monitoring(watch, model, 2, run, done=2, total=2, writes=writes) for writes in (False, True)]
+        for one in resumed:
+            one.after(2, last=True)
+        assert [[reading.step for reading in one.readings] for one in resumed] == [[0, 1, 2]] * 2
+        another = Watch(inputs(tiny, tmp_path / "others", answers[:1]), Settings(every=1))
+        changed = [Monitoring(another, model, 2, run, done=2, total=2, writes=writes) for writes in (False, True)]
+        assert [[reading.step for reading in one.readings] for one in changed] == [[0]] * 2
 
 
 def test_the_model_is_read_without_what_its_defense_adds_while_training(
