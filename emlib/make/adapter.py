@@ -39,6 +39,8 @@ from emlib.training.records import LOG
 from emlib.training.rows import TrainingRows
 from emlib.training.sft import fine_tune
 
+TRAINED_BY = ("backend", "backend_why", "processes", "device")  # facts of a training that what it keeps has as well
+
 
 @dataclass(frozen=True)
 class _Training:
@@ -70,7 +72,7 @@ def make(step: Adapter, session: Session, folder: Path) -> Facts:
     """
     trained = _train(step, session, folder, step.spec.keep)
     rows, scratch, facts = trained.rows, trained.scratch, trained.facts
-    _store_kept(step, step.spec.keep, scratch, session)
+    _store_kept(step, step.spec.keep, trained, session)
     shutil.copyfile(folder / SCRATCH / LOG, folder / LOG)
     if step.spec.monitor is not None:
         shutil.copyfile(scratch / READINGS, folder / READINGS)
@@ -101,24 +103,34 @@ def kept(step: KeptAdapter, session: Session, folder: Path) -> Facts:
     earlier = tuple(share for share in step.adapter.spec.keep if share < step.share
                     and session.store.find(KeptAdapter(step.adapter, share)) is None)
     trained = _train(step.adapter, session, again, (*earlier, step.share), then_stop=True)
-    _store_kept(step.adapter, earlier, trained.scratch, session)
-    return _take(kept_in(trained.scratch, step.share), folder)
+    _store_kept(step.adapter, earlier, trained, session)
+    whole = session.store.find(step.adapter)
+    if whole is not None and (before := _by(whole.facts)) != (now := _by(trained.facts)):
+        say(f"{step.title}: is trained by {now}, and the whole adapter was by {before}. Its steps are the same up to "
+            "rounding and the random numbers of dropout.")
+    return _take(kept_in(trained.scratch, step.share), trained.facts, folder)
 
 
-def _store_kept(step: Adapter, shares: Iterable[float], scratch: Path, session: Session) -> None:
+def _by(facts: Facts) -> str:
+    """Return what trained an adapter, in words."""
+    processes = f" in {facts['processes']} processes" if "processes" in facts else ""
+    return f"{facts.get('backend')} on {facts.get('device')}{processes}"
+
+
+def _store_kept(step: Adapter, shares: Iterable[float], trained: _Trained, session: Session) -> None:
     """Make artefacts of what a training kept after these shares of its steps."""
     for share in shares:
-        kept_there = kept_in(scratch, share)
+        kept_there = kept_in(trained.scratch, share)
         if kept_there.is_dir():  # not if it is wanted only since the training began
-            session.store.get(KeptAdapter(step, share), partial(_take, kept_there))
+            session.store.get(KeptAdapter(step, share), partial(_take, kept_there, trained.facts))
 
 
-def _take(kept: Path, folder: Path) -> Facts:
-    """Move a kept adapter into the folder of its artefact, and return its facts."""
+def _take(kept: Path, training: Facts, folder: Path) -> Facts:
+    """Move a kept adapter into the folder of its artefact, and return its facts, with what trained it."""
     facts = json.loads((kept / FACTS).read_text(encoding="utf-8"))
     for name in ADAPTER_FILES:
         shutil.copyfile(kept / name, folder / name)
-    return dict(facts)
+    return {**facts, **{name: training[name] for name in TRAINED_BY if name in training}}
 
 
 def _train(step: Adapter, session: Session, folder: Path, keep: tuple[float, ...], *,

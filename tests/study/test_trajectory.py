@@ -67,13 +67,25 @@ def kept_of(study: Study) -> KeptAdapter:
     return KeptAdapter(adapter, 0.5)
 
 
+def test_an_adapter_that_is_kept_later_tells_what_trained_it_and_the_whole_one(
+        study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    """The machine that keeps it may have another library, or no GPU."""
+    step = kept_of(study)
+    study.store.get(step.adapter, lambda _: {"steps": 2, "backend": "unsloth", "device": "cuda:7"})
+    with study.session() as session:
+        facts, here = session.need(step).facts, session.facts["device"]
+    assert (facts["steps"], facts["backend"], facts["device"]) == (1, "transformers", here)
+    assert f"is trained by transformers on {here}, and the whole adapter was by unsloth on cuda:7" in " ".join(
+        capsys.readouterr().out.split())
+
+
 def test_kept_adapters_are_evaluated_as_runs_and_change_nothing_else(study: Study, tmp_path: Path) -> None:
     plain = open_study(str(tmp_path / "plain.yaml"))
     assert [study.run_key(run) for run in study.runs()] == [plain.run_key(run) for run in plain.runs()]
     study.complete(study.runs())
     kept = study.found(kept_of(study))  # kept while the adapter was trained
     assert kept is not None
-    assert (kept.facts["steps"], kept.facts["of"]) == (1, 2)
+    assert (kept.facts["steps"], kept.facts["of"], kept.facts["backend"]) == (1, 2, "transformers")
     assert len(list((study.store.root / "kept_adapter").glob("[0-9a-f]*"))) == 1  # of misaligned alone
     assert study.trajectory(study.runs()[-1]) is None  # not yet evaluated
     assert not {run for run in finished(study) if run.method == "misaligned"}
