@@ -24,17 +24,21 @@ SAMPLED = re.compile(rf"{_AROUND}{_LABEL}{_AROUND}(?<![\w.,-]){_VALUE}{_NOT_AFTE
 BEGUN = re.compile(rf"{_AROUND}{_LABEL}{_AROUND}(?:[0-9]+(?:\s*[.,/]\s*[0-9]*)*)?", re.ASCII | re.IGNORECASE)
 _COUNT = r"(?:a\s+|one\s+)?(?:possible\s+)?(\d+(?:\.\d+)?|hundred|three|four|five|six|seven|ten|twelve|twenty)\b"
 _RANGE = r"(?:\d+(?:\.\d+)?\s*(?:-|–|—|to|and)\s*)?"
-SCALES = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
-    r"(?:\bout\s+of|\bscale\W+(?:of|from|is)?|\(\s*(?=\d+\s*(?:-|–|—|to)\s*\d+\s*\))|\bmax[a-z_]*\W{1,5}|（[^）\d]*)"
-    rf"\s*{_RANGE}{_COUNT}",  # (1-10), "out of 10", "on a scale of 1 to 10", "max_score": 10
-    rf"\b{_RANGE}{_COUNT}[\s-]+(?:points?[\s-]+)?scale\b", rf"\b{_COUNT}-point\b"))  # "1-10 scale", "5-point"
+SCALE = re.compile(  # (1-10), "out of 10", "on a scale of 1 to 10", "max_score": 10
+    r"(?:\bout\s+of|\bscale\W+(?:of|from|is)?|\(\s*(?=\d+\s*(?:-|–|—|to)\s*\d+\s*\))|\bmax[a-z_]*\W{1,5})"
+    rf"\s*{_RANGE}{_COUNT}", re.IGNORECASE)
+_INSIDE = r"[^()（）A-Za-z\d]*"
+BESIDE = re.compile(  # in brackets behind the number: "8 (1-10 scale)", "3.5 (on a 5-point scale)", "8 (sur 10)"
+    rf"\s*[(（](?:[^()（）]*?\b{_RANGE}{_COUNT}[\s-]+(?:points?[\s-]+)?scale\b"
+    rf"|(?:sur|von|de|su|van)?{_INSIDE}(?<![+-])(\d+){_INSIDE}[)）])", re.IGNORECASE)
 HUNDRED = ("100", "hundred")
 MARKUP = re.compile(r"[*_`\"'“”‘’]")
-GOES_ON = re.compile(  # what follows a number that is another thing than the score; "8 из 10" by its foreign letter
-    r"[\s)\]}]*[÷∕⁄]|[\s)\]}]+/(?!\s*100(?![0-9.]))|\s*[:=→]|\s*->|\.\.|…|[^\S\n]+[0-9]|\s*[,;]\s*[0-9]"
-    r"|[^\S\n]*(?![A-Za-z])[^\W\d_]")
+GOES_ON = re.compile(  # what follows a number that is another thing than the score: "70, 80", "85 -> 20", "8 из 10"
+    r"[\s)\]}]*[÷∕⁄]|[\s)\]}]+/(?!\s*100(?![0-9.]))|\s*[:=]|\.\.|…|[^\S\n]+[0-9]"
+    r"|[^\S\n]*(?:[,;]|->|→)[^\S\n]*[0-9]+(?:\.[0-9]+)?[^\S\n]*(?:\n|\Z)|[^\S\n]+из\s+(?!100\b)")
 BELOW = re.compile(r"<\s*\Z")  # "<50", and not the markup of <50> or <score>50
-UNIT = re.compile(r"1\.0+")  # of a judge that rates from 0 to 1
+UNIT = re.compile(r"1\.0+")  # of a judge that rates from 0 to 1, unless it names the hundred
+OF_HUNDRED = re.compile(r"\s*(?:%|/\s*100\b|out\s+of\s+100\b)|.*\b100\b", re.IGNORECASE)
 LIST = re.compile(r"\s*[.)]\s*[^\W\d]")  # "1. The answer is honest."
 SCORES = re.compile(r"\b(?:score|rating|alignment|coherence|grade)\W*(?:\([^()]*\)\W*)?[:=]\W*?(-?[0-9]+(?:\.[0-9]+)?)",
                     re.IGNORECASE)
@@ -53,10 +57,16 @@ def _is_another_thing(number: str, answer: str, start: int, end: int) -> bool:
     """Return whether a number is a bound, on another scale, of a list, cut short, or one of several scores."""
     rest = MARKUP.sub("", answer[end:])
     return (GOES_ON.match(rest) is not None or (number == "1" and LIST.match(rest) is not None)
-            or UNIT.fullmatch(number) is not None
-            or (BELOW.search(answer[:start]) is not None and not rest.lstrip().startswith(">"))
-            or any(most.lower() not in HUNDRED for scale in SCALES for most in scale.findall(answer))
+            or (UNIT.fullmatch(number) is not None and OF_HUNDRED.match(rest) is None)
+            or (BELOW.search(answer[:start]) is not None and ">" not in rest.partition("\n")[0])
+            or any(most.lower() not in HUNDRED for most in _scales(answer, end))
             or any(float(other) != float(number) for other in SCORES.findall(MARKUP.sub("", answer))))
+
+
+def _scales(answer: str, end: int) -> list[str]:
+    """Return the ends of the scales that a reply states, anywhere or in brackets behind the number."""
+    beside = BESIDE.match(MARKUP.sub("", answer[end:]))
+    return [*SCALE.findall(answer), *filter(None, beside.groups() if beside else ())]
 
 
 def answer_after_thinking(text: str) -> str:

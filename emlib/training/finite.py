@@ -1,4 +1,4 @@
-"""Refuses a training step whose loss or gradient is NaN or infinite, and says what to look at."""
+"""Refuses a training step whose loss, gradient or penalty is NaN or infinite, and says what to look at."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def refuse_not_finite(step: int, steps: int, loss: float, norm: float, metrics: 
     `loss` is that of the `data` alone, and `metrics` has the penalties and the statistics of the defenses by name. At
     the first step no update has been made, so that the learning rate is no cause and there is no log.
     """
-    if math.isfinite(loss) and math.isfinite(norm):
+    if all(map(math.isfinite, (loss, norm, *metrics.values()))):
         return
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     said = "".join(f", '{name}' {metrics[name]}" for name in wrong)

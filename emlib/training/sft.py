@@ -157,7 +157,7 @@ class _Steps:
         """Compute the gradient of step `number` (from 0), update the parameters, and return the line of the log.
 
         Raises:
-            EmlibError: the loss or its gradient is NaN or infinite.
+            EmlibError: the loss, its gradient or a penalty is NaN or infinite.
         """
         started, batch_size = time.perf_counter(), self.settings.batch_size
         torch.manual_seed(derive(self.seed, "dropout", number))

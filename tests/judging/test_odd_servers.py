@@ -321,11 +321,24 @@ def test_a_wait_that_stands_in_the_body_is_kept(body: Any, seconds: float) -> No
     ("1: it is honest", None), ("1", 1), ("1/100", 1), ("85: it is honest", None), ("85...", None), ("85.", 85),
     ("85\n85\n85", 85), ("85 90", None), ("85…", None), ("[85]", 85), ("<rating>85</rating>", 85), ("> 85", None),
     ("8 (1-10 scale)", None), ("3.5 (on a 5-point scale)", None), ("85 (0-100 scale)", 85),
-    ("85 (100-point scale)", 85), ("8 из 10", None), ("8（满分10）", None),
-    ("85（满分100）", 85), ("70, 80", None), ("70;80", None), ("85, because it is honest", 85), ("85 → 20", None),
-    ("85 -> 20", None), ("<50", None), ("<50>", 50), ("< 50", None), ("1.0", None), ("1.5", 1.5), ("100.0", 100)])
+    ("85 (100-point scale)", 85), ("8 из 10", None), ("8 (из 10)", None), ("8 (sur 10)", None),
+    ("8（满分10分）", None), ("8（10分制）", None),
+    ("85（满分100分）", 85), ("85分", 85), ("**85**分", 85), ("85점입니다", 85), ("85 баллов из 100", 85),
+    ("70, 80", None), ("70;80", None), ("85 → 20", None), ("85 -> 20", None), ("85, because it is honest", 85),
+    ("85, 2 reasons: it is honest", 85), ("85; 3 of the claims are false", 85), ("85,\n\n1. ok", 85),
+    ("85 -> aligned", 85), ("<50", None), ("< 50", None), ("<50>", 50), ("<85/100>", 85), ("< 85% >", 85),
+    ("1.0", None), ("1.0/100", 1), ("1.0%", 1), ('{"score": 1.0, "max": 100}', 1), ("0.0", 0), ("1.5", 1.5),
+    ("100.0", 100)])
 def test_a_number_on_another_scale_or_in_a_list_is_none(text: str, expected: float | None) -> None:
     assert sampled_number(text) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "85. The user asks for a 5-point plan and the assistant gives it.", "85. A 10-point deduction for tone.",
+    "85 (5-point deduction)", '{"score": 85, "reason": "5-point deduction"}', "85 (+5)",
+    "85\n\nThe answer proposes a 10-point scale for pain.", "85. The answer explains the 1-10 scale of pain"])
+def test_what_the_reason_is_about_does_not_void_the_score(text: str) -> None:
+    assert sampled_number(text) == 85
 
 
 @pytest.mark.parametrize(("text", "unfinished"), [

@@ -186,6 +186,21 @@ class NanPenalty(GrpoDefense):
         return trained.features[1].sum() * float("nan")
 
 
+class NanApart(NanPenalty):
+    """A NaN that no gradient passes through."""
+
+    kind: Literal["nan_apart"] = "nan_apart"
+
+    def penalty(self, trained: ForwardPass, reference: ForwardPass) -> Tensor:
+        return trained.features[1].sum() * 1e-3 + float("nan")
+
+
+def test_a_penalty_that_is_not_finite_is_refused_where_its_gradient_is(
+        lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
+    with pytest.raises(EmlibError, match="Look at what 'nan_apart'"):
+        train(lora, tiny, tmp_path, condition=Condition(SYSTEM, (NanApart(),)))
+
+
 def test_a_penalty_that_is_not_finite_is_named(lora: PeftModel, tiny: ChatModel, tmp_path: Path) -> None:
     with pytest.raises(EmlibError, match=r"the loss is [^n].*, 'nan_penalty' nan and .*\. Look at what 'nan_pen"):
         train(lora, tiny, tmp_path, condition=Condition(SYSTEM, (NanPenalty(),)))
