@@ -131,6 +131,7 @@ def _refused(step: Selection, session: Session, rows: list[Example]) -> Filtered
 @maker.register
 def pool_losses(step: PoolLosses, session: Session, folder: Path) -> Facts:
     """Compute each row's losses under the aligned model and the scorers."""
+    step.refuse_seen()
     seconds, rows = session.timer(step), session.read(step.pool)
     models = {name: (weights, _cache(step, session, key)) for name, (weights, key) in _models(step, session).items()}
     remarks = list(filter(None, (scorer.remark for scorer in step.scorers if isinstance(scorer, AdapterFolder))))

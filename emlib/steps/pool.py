@@ -5,6 +5,8 @@ Each is a separate artefact. The order does not depend on the fraction: the rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +15,7 @@ from emlib.config import Pool as PoolSpec
 from emlib.core.files import RecordFile
 from emlib.core.records import as_example
 from emlib.core.step import Step, Work
+from emlib.data.download import NotHere
 from emlib.data.lazy import Deferred
 from emlib.data.pools import PoolForm
 from emlib.data.sizes import CHARACTERS_A_TOKEN, Size, Sizes
@@ -71,16 +74,19 @@ class PoolLosses(Step):
 
     model: Model
     pool: Pool
-    dataset: str = field(compare=False)  # the defended one, on which no scorer was trained
+    dataset: str = field(compare=False)  # the defended one, on which no scorer may have been trained
     aligned: Step | None  # the adapter of the aligned model; None for the model before any fine-tuning
     scorers: tuple[Step | AdapterFolder, ...]  # the adapters of the misaligned models
     domains: tuple[str, ...] = field(compare=False)  # the data set that each scorer was trained on
     max_length: int
     backend: str  # that the profile states for scoring
+    refuse_seen: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)  # if a scorer saw it
 
     @property
     def settings(self) -> dict[str, Any]:
         """Version 2 leaves an empty think block out of losses; models whose template writes none keep their key."""
+        with suppress(NotHere):  # a plan on a machine without the data sets; whoever scores checks again
+            self.refuse_seen()
         return super().settings | {"version": self.version_where(self.model.spec.may_think)}
 
     @property

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from emlib.config import JudgeRefusals, JudgeSpec, Monitor, PoolScorer, Profile, Sampling, Training, trait_of
+from emlib.config import JudgeRefusals, JudgeSpec, Monitor, Profile, Sampling, Training, trait_of
 from emlib.config.persistence import Attack
 from emlib.config.training import Every
 from emlib.core import digests
@@ -31,7 +31,7 @@ from emlib.steps.measures import Choices, HeldOutLosses, PanelResult, Projection
 from emlib.steps.monitor import FinalReading, Monitored, MonitorInputs
 from emlib.steps.needs import ChangeComponents, ReferenceProjections, ReferenceStates, TraitAdapter
 from emlib.steps.pool import Choose, Pool, PoolLosses, Refusals, Selection
-from emlib.steps.scorers import AdapterFolder, adapter_folder, unseen
+from emlib.steps.scorers import AdapterFolder, adapter_folder, refuse_seen
 from emlib.steps.specs import Assessment, EvaluationSpec, Model, TrainingSpec, first
 from emlib.steps.vectors import PersonaVectors, SteeredAnswers
 
@@ -300,18 +300,16 @@ class Recipes:
             scorers = pool.scorers_for(dataset, self.profile.datasets)
         except ValueError as error:
             raise ProfileError(f"Profile '{self.study}', pool: {error}.") from error
+        defended = Deferred(dataset, lambda: self.inputs.defended(dataset))
+        own = {scorer.domain: self.baseline(scorer.domain, "misaligned", pool.seed) for scorer in scorers
+               if scorer.folder is None}
         aligned = self.baseline(dataset, "aligned", pool.seed) if pool.aligned == "aligned" else None
         return PoolLosses(
-            self.model, self.pool, dataset, aligned, tuple(self._scorer(scorer, dataset) for scorer in scorers),
-            tuple(scorer.domain for scorer in scorers),
-            self.profile.training.max_seq_length, self.profile.backend.scoring)
-
-    def _scorer(self, scorer: PoolScorer, dataset: str) -> Adapter | AdapterFolder:
-        defended = Deferred(dataset, lambda: self.inputs.defended(dataset))
-        if scorer.folder is not None:
-            return AdapterFolder(adapter_folder(scorer), defended)
-        made = self.baseline(scorer.domain, "misaligned", self.inputs.pool_spec.seed)
-        return replace(made, spec=replace(made.spec, rows=unseen(scorer.domain, made.spec.rows, defended)))
+            self.model, self.pool, dataset, aligned,
+            tuple(own[scorer.domain] if scorer.folder is None else AdapterFolder(adapter_folder(scorer), defended)
+                  for scorer in scorers), tuple(scorer.domain for scorer in scorers),
+            self.profile.training.max_seq_length, self.profile.backend.scoring,
+            partial(refuse_seen, {domain: made.spec.rows for domain, made in own.items()}, defended))
 
     # --- evaluation
 

@@ -7,8 +7,8 @@ its data set, and of one that a user gives as a folder, those that emlib records
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emlib.config import PoolScorer
@@ -60,17 +60,15 @@ class Defended:
                 "(section 3.2). Name a scorer of another domain.")
 
 
-def unseen(domain: str, rows: Rows, defended: Deferred[Defended | None]) -> Rows:
-    """Return the rows of a scorer that the study trains on `domain`; to read them raises ProfileError if they are seen.
+def refuse_seen(trained_on: Mapping[str, Rows], defended: Deferred[Defended | None]) -> None:
+    """Refuse scorers that the study trains on rows, by their domain, of which the defended data set has too many.
 
-    A plan without the data reads none, and a key does.
+    Raises:
+        ProfileError: one of them has seen the defended data set.
     """
-    def read() -> tuple[Example, ...]:
-        if defended.value is not None:
+    if trained_on and defended.value is not None:
+        for domain, rows in trained_on.items():
             defended.value.refuse_seen(f"pool: the scorer of '{domain}' is", row_record.digests_of(rows.examples))
-        return rows.examples
-
-    return replace(rows, read=read)
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ def test_every_field_that_determines_a_step_changes_its_key(kind: str) -> None:
 # What determines nothing: names for people, estimates of costs, and what the rest says in another form.
 UNCOMPARED = {
     "Adapter": {"name", "reads"}, "GrpoAdapter": {"name"}, "OwnAnswers": {"wanted"}, "Choices": {"source"},
-    "PoolLosses": {"dataset", "domains"}, "Selection": {"dataset"}, "Verdicts": {"thresholds"},
+    "PoolLosses": {"dataset", "domains", "refuse_seen"}, "Selection": {"dataset"}, "Verdicts": {"thresholds"},
     "SecondVerdicts": {"thresholds"}, "PersonaVectors": {"questions", "stated"}, "TrainingSpec": {
         "dataset", "plain_rows", "keep", "held_out", "monitor"}, "Assessment": {"characters", "is_main"},
     "AdapterFolder": {"defended"}, "Rows": {"read", "size"}, "Questions": {"read", "size"}, "Deferred": {"read"},

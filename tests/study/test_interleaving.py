@@ -240,6 +240,8 @@ def test_a_scorer_that_the_study_trains_on_the_defended_rows_under_another_name_
     with pytest.raises(ProfileError, match=r"'twin' is trained on 'cooking', which is the defended.*\(8 of its 8"):
         _ = losses.key
     assert made.losses("travel").key  # of which it has no row
+    assert made.losses("cooking").scorers[1] == made.baseline("twin", "misaligned", 0)
+    assert made.losses("cooking").scorers[1].key == made.baseline("twin", "misaligned", 0).key  # the same in every plan
 
 
 def test_without_a_list_each_data_set_is_scored_by_the_others() -> None:
