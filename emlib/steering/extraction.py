@@ -125,13 +125,17 @@ def extract(chat: ChatModel, questions: dict[str, list[Question]], answers: dict
     """
     kept = kept_pairs(verdicts["positive"], verdicts["negative"], settings.keep)
     kept = [place for place in kept if all(answers[side][place].without_thinking().text.strip() for side in SIDES)]
+    asked = len(answers["positive"])
+    settings.refuse_few(len(kept), asked)
     sides = [examples(questions[side], [answers[side][place] for place in kept]) for side in SIDES]
     pairs, left_out = _encoded(chat.tokenizer, list(zip(*sides, strict=True)))
-    asked = len(answers["positive"])
     if left_out:
-        say(f"{left_out.total()} of {asked} pairs of answers {'is' if left_out.total() == 1 else 'are'} left out "
-            f"({'; '.join(left_out)})")
-    settings.refuse_few(len(pairs), asked)
+        what = (f"{left_out.total()} of {len(kept)} pairs of answers {'is' if left_out.total() == 1 else 'are'} left "
+                f"out ({'; '.join(left_out)})")
+        if len(pairs) < settings.min_pairs:
+            raise EmlibError(f"{what}, and {settings.min_pairs} are wanted. Ask for more samples, choose another chat "
+                             "template, or lower extraction.min_pairs.")
+        say(what)
     states = {side: activations(chat, [counted(row, end_of_turn=settings.end_of_turn) for row in rows])
               for side, rows in zip(SIDES, zip(*pairs, strict=True), strict=True)}
     vectors = states["positive"].mean(0) - states["negative"].mean(0)

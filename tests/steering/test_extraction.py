@@ -174,7 +174,7 @@ def test_a_pair_of_which_the_template_rewrites_an_answer_is_left_out_and_counted
     assert (found.kept, found.asked) == (2, 3)
     assert list(found.left_out.values()) == [1]
     torch.testing.assert_close(found.vectors, expected.vectors)
-    with pytest.raises(EmlibError, match=r"2 of 3 pairs"):
+    with pytest.raises(EmlibError, match=r"1 of 3 pairs of answers is left out \(this tokenizer.*\), and 3 are wanted"):
         extract(chat, questions, answers, verdicts, Extraction(keep="all", min_pairs=3))
     assert "1 of 3 pairs of answers is left out (this tokenizer's chat template" in capsys.readouterr().out
 
