@@ -160,8 +160,8 @@ def in_short() -> str:
         f"at ${_known(price_list().gpu_hour):g} an hour": [f"${cost}" for cost in found["GPU $"]],
         "paid judge": [f"${cost}" for cost in found["judge $"]],
         "local judge instead": [f"{_rounded(hours_of(name, LOCAL)['judging'])} A100-hours more" for name in SHOWN],
-        f"hours of an {SHOWN_CARD}": [_hours_in_all(name, on=f"{card(SHOWN_CARD)} {SMALL}") for name in SHOWN],
-        "and with a local judge": [
+        f"{SHOWN_CARD} hours, paid judge": [_hours_in_all(name, on=f"{card(SHOWN_CARD)} {SMALL}") for name in SHOWN],
+        f"{SHOWN_CARD} hours in all, local judge": [
             _hours_in_all(name, LOCAL, f"{card(SHOWN_CARD)} {SMALL}") for name in SHOWN]})
     return str(shown.to_markdown(index=False, disable_numparse=True))
 

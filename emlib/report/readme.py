@@ -185,9 +185,9 @@ def disagreements() -> dict[str, str]:
     return {"disagreements": f"While typing in the paper's tables we found [{count} places where it disagrees with "
                              f"itself](../{DISAGREEMENTS}#where-the-paper-disagrees-with-itself). A test recomputes "
                              "each. Three change how one reads it: the on-policy rows of Table 2 are 20%, and not 5%; "
-                             "the 32B model's baselines on Legal, Medical and Security seem to rest on 10 answers "
-                             "a question, and not 100; inoculation, said to mitigate EM \"effectively\", removes a "
-                             "third to a half in the 7B model."}
+                             "the 32B model's rows without a defense and with KL on Legal, Medical and Security seem "
+                             "to rest on 10 answers a question, and not 100; inoculation, said to mitigate EM "
+                             "\"effectively\", removes a third to a half in the 7B model."}
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_the_examples_for_readers_are_computed() -> None:
     text = (paths.ROOT / "docs" / "questions-and-measures.md").read_text(encoding="utf-8")
     section = text.partition("## How many answers?\n")[2].partition("\n## ")[0]
     rows = [tuple(map(int, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \|$", section, re.MULTILINE)]
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert [round(smallest_difference(questions, samples)) for questions, samples, _ in rows] == [
         points for *_, points in rows]
 

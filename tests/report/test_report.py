@@ -506,6 +506,11 @@ def test_what_nine_further_steps_undo_is_what_readme_says() -> None:
     before, on_the_way, after = (whole(share) for share in every["general_misaligned"])
     assert (f"`on_policy` is not undone: its general share is {before}% before, {on_the_way}% after three steps, and "
             f"{after}% after nine") in flat("README.md")
+    whole_run = pd.read_csv(paths.ROOT / "figures" / "demo" / "persistence.csv").set_index(["method", "steps"])
+    three, nine = ([whole(whole_run.loc[(name, steps), "general_misaligned"]) for name in (
+        "kl", "inoculation", "untrained")] for steps in (3, 9))
+    assert ("`kl` then has {}%, `inoculation` {}% and the untrained model, trained the same way, {}%; after three "
+            "{}, {} and {}%").format(*nine, *three) in flat("README.md")
 
 
 def test_what_the_pages_say_of_newer_defenses_holds_of_the_table() -> None:
@@ -577,3 +582,8 @@ def test_how_added_rows_compare_on_each_of_the_demos_four_data_sets() -> None:
     assert (shares["interleaving++"] < shares["interleaving"]).sum() == 2
     assert set(shares.index[shares["on_policy"] >= shares["interleaving"]]) == {"gardening"}
     assert shares["interleaving"].idxmax() == "travel"
+    listed = {name: [whole(shares.loc[data, name]) for data in ("cooking", "gardening", "travel", "fitness")]
+              for name in ("interleaving", "interleaving++", "on_policy", "inoculation")}
+    random, selected, own, prompted = ("{}, {}, {} and {}%".format(*cells) for cells in listed.values())
+    assert (f"random rows leave it in {random}, selected rows in {selected}, on-policy rows in {own}, and "
+            f"inoculation in {prompted}") in flat("docs/demo.md")
