@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emlib.core.defense import Defense, acting, left_out
-from emlib.core.errors import ProfileError
+from emlib.core.errors import DataError, ProfileError
 from emlib.core.hooks import Candidates
 from emlib.core.records import AddedRow, Example
 from emlib.data.chat import Encoded, Encodings
@@ -46,6 +46,7 @@ def assemble(defenses: Iterable[Defense], examples: Sequence[Example], artefacts
     """Tokenise the rows of a training under these defenses; `examples` are the data set's, as they changed them.
 
     Raises:
+        DataError: no row of the data set is left to train on.
         ProfileError: two defenses choose rows during training.
     """
     defenses = acting(defenses)
@@ -62,6 +63,10 @@ def assemble(defenses: Iterable[Defense], examples: Sequence[Example], artefacts
     chooser, some = _candidates(defenses, [examples[place] for place in sorted(unfiltered)], artefacts)
     offered = encode("candidate rows", [row.example for row in some.rows])
     held_out = {row for defense in defenses for row in defense.held_out(usable)}
+    if not set(usable) - held_out:
+        raise DataError(f"Of {len(examples)} fine-tuning rows none is left to train on: {len(filtered)} are left out "
+                        f"by defenses ({', '.join(one.kind for one in defenses)}), {len(held_out)} held out by them, and "
+                        f"{own.reasons.total()} cannot be encoded. Leave more rows in.")
     parts = [own, added, *(found for _, found in penalised), offered]
     return TrainingRows(
         own=[row for row, example in zip(own.rows, usable, strict=True) if example not in held_out],

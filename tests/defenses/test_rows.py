@@ -78,3 +78,18 @@ class TakesAList(Defense):
 def test_a_checked_defense_is_given_its_rows_as_training_gives_them(tmp_path: Path) -> None:
     with pytest.raises(EmlibError, match=r"takes_a_list' fails in its penalised: .*'tuple'"):
         Bench(TakesAList(), tmp_path).groups  # noqa: B018
+
+
+class HoldsOutAll(Defense):
+    """Leaves nothing to train on."""
+
+    listed: ClassVar = False
+    kind: Literal["holds_out_all"] = "holds_out_all"
+
+    def held_out(self, own: Sequence[Example]) -> Sequence[Example]:
+        return own
+
+
+def test_a_defense_that_leaves_no_row_to_train_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EmlibError, match=r"none is left to train on: 0 are left out .*holds_out_all.*held out by them"):
+        Bench(HoldsOutAll(), tmp_path).groups  # noqa: B018
