@@ -65,8 +65,8 @@ def assemble(defenses: Iterable[Defense], examples: Sequence[Example], artefacts
     held_out = {row for defense in defenses for row in defense.held_out(usable)}
     if not set(usable) - held_out:
         raise DataError(f"Of {len(examples)} fine-tuning rows none is left to train on: {len(filtered)} are left out "
-                        f"by defenses ({', '.join(one.kind for one in defenses)}), {len(held_out)} held out by them, and "
-                        f"{own.reasons.total()} cannot be encoded. Leave more rows in.")
+                        f"by defenses ({', '.join(one.kind for one in defenses)}), {len(held_out)} held out by them, "
+                        f"and {own.reasons.total()} cannot be encoded. Leave more rows in.")
     parts = [own, added, *(found for _, found in penalised), offered]
     return TrainingRows(
         own=[row for row, example in zip(own.rows, usable, strict=True) if example not in held_out],
