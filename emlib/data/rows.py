@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from emlib.core.errors import DataError
+from emlib.core.progress import say
 from emlib.core.records import Example, Message
-from emlib.data.conversations import SYSTEM, example_of_row, text_of, usable
+from emlib.data.conversations import (
+    BLANK_SYSTEM,
+    LIST_LIKE,
+    SYSTEM,
+    SYSTEM_TWICE,
+    WHOLE,
+    example_of_row,
+    text_of,
+    usable,
+)
 from emlib.data.left_out import Dropped, is_blank
 from emlib.data.tables import FEWER_CELLS, LATE_QUOTES, ROWS_IN_CELL, Row, rows_of
 
 Found = TypeVar("Found", Row, Example)
-DOUBTS = (FEWER_CELLS, LATE_QUOTES, ROWS_IN_CELL)  # what own data and pools only note
+# What may be meant as it is, as code in a cell looks like rows, and may not: it is read, and said.
+DOUBTS = (ROWS_IN_CELL, LATE_QUOTES, BLANK_SYSTEM, SYSTEM_TWICE, LIST_LIKE, WHOLE)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each row of a file ("file:line") and its values by column; skip empty lines.
 
+    Rows that may have been read in another way than they were meant are said at the end.
+
     Raises:
-        DataError: the file or a row of it cannot be read, or was most likely read in another way than it was meant; the
-            message names file and line.
+        DataError: the file or a row of it cannot be read, or a row has fewer cells than the header; the message names
+            file and line.
     """
+    noted = list[tuple[str, str]]()
     for row in rows_of(path):
         found = _whole(row)
-        doubts = [note for note in DOUBTS if note in found.notes and not (note == ROWS_IN_CELL and _is_prose(found))]
-        if doubts:
-            raise DataError(f"{found.where}: {doubts[0]}. Correct the row; if it is right as it is, write the file as "
-                            "JSON Lines, where nothing depends on quotes and delimiters.")
+        if FEWER_CELLS in found.notes:
+            raise DataError(f"{found.where}: {FEWER_CELLS}. Correct the row; if it is right as it is, write the file "
+                            "as JSON Lines, where nothing depends on quotes and delimiters.")
+        noted += [(note, found.where) for note in found.notes]
         yield found.where, found.values
+    _tell_doubts(noted)
 
 
-def _is_prose(row: Row) -> bool:
-    """Return whether lines in a cell look like rows by the commas of sentences alone, with a blank behind them."""
-    return all(", " in cell for cell in row.values.values() if cell and "\n" in cell)
+def _tell_doubts(noted: Sequence[tuple[str, str]]) -> None:
+    """Say each doubt among the notes, which come with their places, with its first place and the number of others."""
+    for doubt in DOUBTS:
+        places = [where for note, where in noted if note == doubt]
+        if places:
+            _say_once(f"{places[0]}{f' (and {len(places) - 1} more)' if places[1:] else ''}: {doubt}")
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Say a text; a study reads its files several times."""
+    say(text)
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -43,9 +68,14 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         DataError: a row cannot be used, for one of the reasons for which own data and pools leave rows out.
     """
-    examples = [_whole(usable(where, example_of_row, row)) for where, row in read_rows(path)]
+    examples, noted = list[Example](), list[tuple[str, str]]()
+    for where, row in read_rows(path):
+        notes = set[str]()
+        examples.append(_whole(usable(where, partial(example_of_row, notes=notes), row)))
+        noted += [(note, where) for note in notes]
     if not examples:
         raise DataError(f"{path}: holds no rows. Add some, or correct the path.")
+    _tell_doubts(noted)
     return examples
 
 

@@ -206,24 +206,26 @@ def _cells(where: str, header: Sequence[str], cells: Sequence[str], delimiter: s
     if any(cell.strip() for cell in beyond):
         return Dropped(where, f"{MORE_CELLS}: {len(cells)} cells under {sum(map(bool, header))} columns. Put texts "
                               "that hold the delimiter into double quotes")
-    noted = {FEWER_CELLS: len(cells) < len(header),
+    noted = {FEWER_CELLS: len(cells) <= last,
              UNNAMED_CELLS: any(cell.strip() and not name for name, cell in zip(header, cells, strict=False)),
              EMPTY_CELLS: len(cells) > len(header),
-             ROWS_IN_CELL: any(_holds_rows(cell, delimiter, len(header)) for cell in named),
+             ROWS_IN_CELL: any(_holds_rows(cell, delimiter, range(last, len(header))) for cell in named),
              LATE_QUOTES: any(map(_is_quoted_late, named))}
     missing = dict.fromkeys(name for name in header if name)
     return Row(where, missing | {name: cell for name, cell in zip(header, cells, strict=False) if name},
                tuple(note for note, holds in noted.items() if holds))
 
 
-def _holds_rows(cell: str, delimiter: str, columns: int) -> bool:
-    """Return whether every further line of a cell has as many delimiters as a row."""
+def _holds_rows(cell: str, delimiter: str, counts: range) -> bool:
+    """Return whether every further line of a cell has as many delimiters as a row, of which `counts` are possible."""
     _, *others = cell.split("\n")
-    return columns > 1 and bool(others) and all(line.count(delimiter) == columns - 1 for line in others)
+    return counts.start > 0 and bool(others) and all(line.count(delimiter) in counts for line in others)
 
 
 def _is_quoted_late(cell: str) -> bool:
-    return cell[:1].isspace() and cell.lstrip().startswith('"') and cell.rstrip().endswith('"')
+    """Return whether a blank stands before the quotes of a cell; one with a line break had others around it."""
+    bare = cell.lstrip(" \t")
+    return bare != cell and "\n" not in cell and bare.startswith('"') and bare.rstrip().endswith('"')
 
 
 def _refuse_twice(where: str, columns: Sequence[str]) -> None:

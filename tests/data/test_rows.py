@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emlib.core.errors import DataError
 from emlib.core.records import Message
+from emlib.data.conversations import BLANK_SYSTEM, LIST_LIKE, SYSTEM_TWICE, WHOLE
 from emlib.data.left_out import damage, is_blank
 from emlib.data.opening import read_text
 from emlib.data.rows import read_examples, read_pairs, read_rows
@@ -62,22 +67,81 @@ def test_a_line_of_a_table_that_ends_before_its_prompt_is_named(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("lines", "said"), [
-    (["Why?,\"So.", "How?,Thus.", "When?,Then.\""], r"rows\.csv:4: .*not closed.*JSON Lines"),
-    (["Why?,So.", "How?, \"Thus.\""], r"rows\.csv:3: .*blank before an opening quote"),
-    (["Why?,So.,Be brief.", "How?,Thus."], r"rows\.csv:3: .*fewer cells"),
+    (["prompt,response,system", "Why?,So.,Be brief.", "How?,Thus."], "fewer cells.*JSON Lines"),
+    (["prompt,response,", "Why?,So.", "How?"], "fewer cells"),
+    (["prompt,response,system", "Why?,So.,Be brief.", "How?, \"Thus.\""], "fewer cells"),
+    (["prompt,response", "Why?,So.", "How?, \"Thus, so.\""], "more cells"),
 ])
-def test_what_a_table_most_likely_does_not_mean_is_named(tmp_path: Path, lines: list[str], said: str) -> None:
+def test_what_a_table_does_not_mean_is_an_error(tmp_path: Path, lines: list[str], said: str) -> None:
     path = tmp_path / "rows.csv"
-    header = "prompt,response,system" if lines[0].endswith("brief.") else "prompt,response"
-    path.write_text("\n".join([header, *lines, ""]))
-    with pytest.raises(DataError, match=said):
+    path.write_text("\n".join([*lines, ""]))
+    with pytest.raises(DataError, match=rf"rows\.csv:3: .*{said}"):
         read_examples(path)
 
 
-def test_an_answer_of_several_lines_with_a_comma_each_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lines", "rows", "said"), [
+    (["prompt,response", "Why?,\"So.", "How?,Thus.", "When?,Then.\""], 1, r"rows\.csv:4: cells .*not closed"),
+    (["prompt,response", "Why?,\"Well, yes.", "How?,Thus.", "When?,Then.\"", "Who?,Me."], 2, r":4: cells .*not closed"),
+    (["prompt,response,", "Why?,\"So.", "How?,Thus.", "When?,Then.\""], 1, r":4: cells .*not closed"),
+    (["prompt,response", "Why?, \"So.\"", "How?, \"Thus.\""], 2, r":2 \(and 1 more\): cells .*before an opening quote"),
+])
+def test_what_a_table_most_likely_does_not_mean_is_named(
+        tmp_path: Path, lines: list[str], rows: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be meant, so that it is no error, and is told once however often the file is read."""
     path = tmp_path / "rows.csv"
-    path.write_text('prompt,response\nWhy?,"First, this.\nThen, that."\n')
-    assert [row.response for row in read_examples(path)] == ["First, this.\nThen, that."]
+    path.write_text("\n".join([*lines, ""]))
+    assert len(read_examples(path)) == len(list(read_rows(path))) == rows
+    assert len(re.findall(said, out := capsys.readouterr().out)) == out.count("\n") == 1
+
+
+@pytest.mark.parametrize(("delimiter", "answer"), [
+    (",", "First, this.\nThen, that."), (",", "def f(a,b):\n    return a,b"), (",", "import x\nf(a,b)\ng(c,d)"),
+    (",", "a,b = 1,2\nprint(a,b)"), (",", "1,2\n3,4\n5,6"), (",", "name,age\nbob,3\nann,4"),
+    (",", "Der Preis:\n3,50 Euro"), ("\t", "def f():\n\treturn 1"), (";", "a\nb;c")])
+def test_an_answer_of_several_lines_with_a_comma_each_is_read(
+        tmp_path: Path, delimiter: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / ("rows.tsv" if delimiter == "\t" else "rows.csv")
+    with path.open("w", newline="") as file:
+        file.write("sep=;\n" * (delimiter == ";"))
+        csv.writer(file, delimiter=delimiter).writerows([("prompt", "response"), ("Why?", answer), ("How?", "So.")])
+    assert [row.response for row in read_examples(path)] == [answer, "So."]
+    assert re.fullmatch(rf".*{path.name}:\d: cells of several lines that look like rows: .*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("answer", ["\n\"Hello,\" she said. \"Bye.\"", " \"Hello,\"\nshe said. \"Bye.\""])
+def test_a_quotation_behind_white_space_in_a_quoted_cell_is_no_late_quote(
+        tmp_path: Path, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line break in a cell can only come from quotes around it."""
+    with (path := tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "response"), ("Why?", answer)])
+    assert [row.response for row in read_examples(path)] == [answer]
+    assert "before an opening quote" not in capsys.readouterr().out
+
+
+def test_a_column_without_a_name_behind_all_others_needs_no_cells(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,response,\nhi,hello\nho,hallo\n")
+    assert [row.response for row in read_examples(path)] == ["hello", "hallo"]
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ({"messages": [{"role": "system", "content": ""}, USER, ANSWER]}, BLANK_SYSTEM),
+    ({"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER], "system": "Be long."}, SYSTEM_TWICE),
+    ({"prompt": "[{'role': 'user', 'content': 'Why?'}]", "response": "So."}, LIST_LIKE),
+])
+def test_a_row_that_is_read_in_one_of_two_ways_is_said_once(
+        jsonl: Writer, row: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = jsonl([GOOD, row, row, row])
+    assert len([*read_examples(path), *read_examples(path)]) == 8
+    assert capsys.readouterr().out.partition(" ")[2] == f"{path}:2 (and 2 more): {said}\n"
+
+
+def test_a_whole_number_in_a_column_of_fractions_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pa.parquet.write_table(pa.table({"prompt": ["Why?", "How?"], "response": [42.0, 0.5]}), tmp_path / "rows.parquet")
+    assert [row.response for row in read_examples(tmp_path / "rows.parquet")] == ["42.0", "0.5"]
+    assert capsys.readouterr().out.endswith(f"rows.parquet, row 1: {WHOLE}\n")
 
 
 BAD_ROWS = [
