@@ -16,7 +16,6 @@ import httpx
 import papermill
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from playwright.sync_api import TimeoutError as NotInTime
 
 from emlib.config import NoJudge
 from emlib.core import paths
@@ -164,16 +163,16 @@ def test_in_jupyterlab_a_widget_is_moved_and_the_change_is_seen(lab: str, study:
 
 
 def _run_all(page: Page) -> None:
-    """Until cells are run: what is asked for before the kernel listens is lost."""
-    begun = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
+    """Until the last cell is run or waits for it: what is asked for before the kernel listens is lost."""
+    last = page.locator(".jp-CodeCell .jp-InputPrompt").last
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
     for _ in range(10):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        with suppress(NotInTime):
-            begun.wait_for(timeout=LONG / 10)
+        with suppress(AssertionError):
+            expect(last).to_have_text(re.compile(r"\[(\*|\d+)\]"), timeout=LONG / 10)
             return
-    raise AssertionError("no cell was run")
+    raise AssertionError("the last cell was not run")
 
 
 def _filter_by_text(page: Page, study: Study) -> None:
