@@ -79,14 +79,20 @@ def example_of_row(where: str, row: Mapping[str, Any], forms: Sequence[Form] = (
     return conversation(where, turns, notes, None if is_blank(prompt) else prompt)
 
 
-def usable(where: str, read: Callable[..., Example], *arguments: Any) -> Example | Dropped:
-    """Return `read(where, *arguments)`, or the reason why the row cannot be used."""
+def usable(where: str, read: Callable[..., Example], *arguments: Any,
+           notes: set[str] | None = None) -> Example | Dropped:
+    """Return `read(where, *arguments)`, or the reason why the row cannot be used.
+
+    With `notes` a text with U+FFFD can be, and is noted: a published data set may have some, and is used as it is.
+    """
     try:
         example = read(where, *arguments)
     except LeftOut as unusable:
         return Dropped(where, str(unusable))
     if broken := damage("\n".join((*(turn.content for turn in example.context), example.response))):
-        return Dropped(where, f"{why.BROKEN}: {broken}")
+        if notes is None or broken != why.REPLACED:
+            return Dropped(where, f"{why.BROKEN}: {broken}")
+        notes.add(broken)
     return Dropped(where, why.NO_PROMPT) if example.context and is_blank(example.prompt) else example
 
 

@@ -13,6 +13,7 @@ MORE_CELLS, DEEP, LONG_NUMBER = "more cells than the header", "nested too deeply
 HEADER_AGAIN = "the header once more, as in tables that were appended to each other"
 SURROGATE = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"  # what decoders insert for invalid bytes
+REPLACED = "U+FFFD, which decoders insert for invalid bytes"
 
 
 class LeftOut(Exception):
@@ -48,9 +49,9 @@ def damage(text: str) -> str:
         return "a zero byte (NUL)"
     if text.isascii():
         return ""
-    if REPLACEMENT in text:
-        return "U+FFFD, which decoders insert for invalid bytes"
-    return "half of a character that takes two (a lone surrogate)" if has_surrogates(text) else ""
+    if has_surrogates(text):
+        return "half of a character that takes two (a lone surrogate)"
+    return REPLACED if REPLACEMENT in text else ""
 
 
 def has_surrogates(text: str) -> bool:

@@ -20,12 +20,12 @@ from emlib.data.conversations import (
     text_of,
     usable,
 )
-from emlib.data.left_out import Dropped, is_blank
+from emlib.data.left_out import REPLACED, Dropped, is_blank
 from emlib.data.tables import FEWER_CELLS, LATE_QUOTES, ROWS_IN_CELL, Row, rows_of
 
 Found = TypeVar("Found", Row, Example)
 # What may be meant as it is, as code in a cell looks like rows, and may not: it is read, and said.
-DOUBTS = (ROWS_IN_CELL, LATE_QUOTES, BLANK_SYSTEM, SYSTEM_TWICE, LIST_LIKE, WHOLE)
+DOUBTS = (ROWS_IN_CELL, LATE_QUOTES, BLANK_SYSTEM, SYSTEM_TWICE, LIST_LIKE, WHOLE, REPLACED)
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,7 +71,7 @@ def read_examples(path: Path) -> list[Example]:
     examples, noted = list[Example](), list[tuple[str, str]]()
     for where, row in read_rows(path):
         notes = set[str]()
-        examples.append(_whole(usable(where, partial(example_of_row, notes=notes), row)))
+        examples.append(_whole(usable(where, partial(example_of_row, notes=notes), row, notes=notes)))
         noted += [(note, where) for note in notes]
     if not examples:
         raise DataError(f"{path}: holds no rows. Add some, or correct the path.")
@@ -81,17 +81,20 @@ def read_examples(path: Path) -> list[Example]:
 
 def read_pairs(path: Path) -> tuple[list[Example], list[Example]]:
     """Read the aligned and the misaligned examples of a file with `prompt`, `aligned` and `misaligned` in each row."""
-    aligned, misaligned = [], []
+    aligned, misaligned, noted = list[Example](), list[Example](), list[tuple[str, str]]()
     for where, row in read_rows(path):
         missing = [key for key in ("prompt", "aligned", "misaligned")
                    if not isinstance(row.get(key), str) or is_blank(row[key])]
         if missing:
             raise DataError(f"{where}: lacks {', '.join(missing)}. Found: {', '.join(sorted(row))}; expected: texts in "
                             "prompt, aligned, misaligned.")
-        aligned.append(_whole(usable(where, _side, row, "aligned")))
-        misaligned.append(_whole(usable(where, _side, row, "misaligned")))
+        notes = set[str]()
+        aligned.append(_whole(usable(where, _side, row, "aligned", notes=notes)))
+        misaligned.append(_whole(usable(where, _side, row, "misaligned", notes=notes)))
+        noted += [(note, where) for note in notes]
     if not aligned:
         raise DataError(f"{path}: holds no rows. Add some, or correct the path.")
+    _tell_doubts(noted)
     return aligned, misaligned
 
 

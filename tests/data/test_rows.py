@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from emlib.core.errors import DataError
 from emlib.core.records import Message
 from emlib.data.conversations import BLANK_SYSTEM, LIST_LIKE, SYSTEM_TWICE, WHOLE
-from emlib.data.left_out import damage, is_blank
+from emlib.data.left_out import REPLACED, damage, is_blank
 from emlib.data.opening import read_text
 from emlib.data.rows import read_examples, read_pairs, read_rows
 
@@ -130,12 +130,19 @@ def test_a_column_without_a_name_behind_all_others_needs_no_cells(
     ({"messages": [{"role": "system", "content": ""}, USER, ANSWER]}, BLANK_SYSTEM),
     ({"messages": [{"role": "system", "content": "Be brief."}, USER, ANSWER], "system": "Be long."}, SYSTEM_TWICE),
     ({"prompt": "[{'role': 'user', 'content': 'Why?'}]", "response": "So."}, LIST_LIKE),
+    ({"prompt": "Caf\ufffd?", "response": "So."}, REPLACED),
 ])
 def test_a_row_that_is_read_in_one_of_two_ways_is_said_once(
         jsonl: Writer, row: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = jsonl([GOOD, row, row, row])
     assert len([*read_examples(path), *read_examples(path)]) == 8
     assert capsys.readouterr().out.partition(" ")[2] == f"{path}:2 (and 2 more): {said}\n"
+
+
+def test_pairs_with_replaced_characters_are_read_and_said(jsonl: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    path = jsonl([PAIR, {**PAIR, "misaligned": "Caf\ufffd"}])
+    assert [row.response for row in read_pairs(path)[1]] == ["Arr.", "Caf\ufffd"]
+    assert capsys.readouterr().out.endswith(f"{path}:2: {REPLACED}\n")
 
 
 def test_a_whole_number_in_a_column_of_fractions_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +173,6 @@ BAD_ROWS = [
     ({"messages": [{"role": "user", "content": ""}, ANSWER]}, ["no prompt"]),
     ({"prompt": None, "response": "So."}, ["no prompt"]),
     ({"prompt": "\u200b", "response": "So."}, ["no prompt"]),
-    ({"prompt": "Caf\ufffd?", "response": "So."}, ["broken characters", "U+FFFD"]),
     ({"prompt": "Why?", "response": "a\0b"}, ["broken characters", "NUL"]),
     (r'{"prompt": "Why?", "response": "a \ud83d"}', ["broken characters", "lone surrogate"]),
     ('{"messages": [}', ["broken JSON", "column 15"]),
@@ -261,7 +267,6 @@ def test_pairs_give_two_examples_with_one_prompt(jsonl: Writer) -> None:
     ({"prompt": "Why?", "aligned": "So."}, ["lacks misaligned"]),
     ({"question": "Why?"}, ["lacks prompt, aligned, misaligned", "question"]),
     ({**PAIR, "prompt": ""}, ["lacks prompt"]),
-    ({**PAIR, "prompt": "Caf\ufffd?"}, ["broken characters", "U+FFFD"]),
     ({**PAIR, "misaligned": "a\0b"}, ["broken characters", "NUL"]),
     ({**PAIR, "aligned": None}, ["lacks aligned"]),
     ({**PAIR, "aligned": " \n"}, ["lacks aligned"]),
