@@ -211,8 +211,9 @@ class Inputs:
             count = self.profile.evaluation.in_domain_questions
             return unasked_first(data, rows, count) if unasked else held_out_rows(data, rows)
 
-        title = f"{dataset} held out" + (" aligned" if side == "aligned" else "") + ", unasked first" * unasked
-        return Rows(title, read, lambda sizes: self.stated_size(dataset, side, sizes)[0])
+        of_side, order = " aligned" if side == "aligned" else "", ", unasked first" if unasked else ""
+        return Rows(f"{dataset} held out{of_side}{order}", read,
+                    lambda sizes: self.stated_size(dataset, side, sizes)[0])
 
     def extracted(self, trait: Trait) -> Questions:
         """Return the questions of one side of a persona vector, of which only the size is known at first."""

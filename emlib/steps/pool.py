@@ -80,7 +80,8 @@ class PoolLosses(Step):
     domains: tuple[str, ...] = field(compare=False)  # the data set that each scorer was trained on
     max_length: int
     backend: str  # that the profile states for scoring
-    refuse_seen: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)  # if a scorer saw it
+    # Raises ProfileError if a scorer was trained on the defended data; reading the data may raise SourceError.
+    refuse_seen: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
 
     @property
     def settings(self) -> dict[str, Any]:

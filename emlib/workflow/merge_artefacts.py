@@ -77,7 +77,7 @@ def _mixed(ours: Side, theirs: Side) -> list[str]:
     there = _contents(theirs, new, new, names)
 
     def is_here(name: str, content: str | None) -> bool:
-        """Whether ours are of this content, or of none that is known of."""
+        """Return whether ours use `name` with this content, or do not use it at all."""
         if name in ours and name in theirs and content == theirs[name].content:
             content = ours[name].content
         return name not in here or content in here[name]
